@@ -1,0 +1,42 @@
+"""Matrix product operators for weight matrices, on any TensorLy backend.
+
+>>> import numpy as np, tnmpo
+>>> W = np.random.default_rng(0).normal(size=(768, 3072))
+>>> mpo = tnmpo.mpo_decompose(W, shape=((4, 4, 4, 4, 3), (4, 4, 8, 6, 4)), rank=64)
+>>> mpo.ranks
+(1, 16, 64, 64, 12, 1)
+"""
+
+from ._bounds import Truncation
+from ._canonical import canonicalize, is_canonical
+from ._contract import ContractionPlan, contraction_plan
+from ._decompose import mpo_decompose
+from ._entanglement import bond_spectra, entanglement_entropy
+from ._mpo import MPO
+from ._ranks import EntropyFraction, MaxRank, ParameterBudget, RankPolicy, Tolerance, allot_ranks
+from ._shapes import MPOShape, padded_size, plan_shape
+from ._truncate import truncate
+from ._weights import Weight
+
+__all__ = [
+    "MPO",
+    "ContractionPlan",
+    "EntropyFraction",
+    "MPOShape",
+    "MaxRank",
+    "ParameterBudget",
+    "RankPolicy",
+    "Tolerance",
+    "Truncation",
+    "Weight",
+    "allot_ranks",
+    "bond_spectra",
+    "canonicalize",
+    "contraction_plan",
+    "entanglement_entropy",
+    "is_canonical",
+    "mpo_decompose",
+    "padded_size",
+    "plan_shape",
+    "truncate",
+]

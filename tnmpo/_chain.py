@@ -1,0 +1,178 @@
+"""Sweeps over a train of three-way cores. Knows neither TT nor MPO.
+
+A core has shape (left bond, site, right bond); the first left and the last right bond are 1.
+In the drawings a core is
+
+    ▶  a left isometry:   its (left*site, right) unfolding has orthonormal columns
+    ◀  a right isometry:  its (left, site*right) unfolding has orthonormal rows
+    ○  the orthogonality center: neither, it carries the norm
+    ●  anything
+
+Every step is written once, moving right; ``mirror`` turns it into the step that moves left.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from ._backend import Array, Backend, adjoint, thin_svd, to_numpy
+from ._bounds import l2_norm
+from ._contract import merge_order
+
+Cores = list[Array]
+
+
+def mirror(cores: Sequence[Array]) -> Cores:
+    """The train read from its other end."""
+    return [core.transpose(2, 1, 0) if isinstance(core, np.ndarray) else core.permute(2, 1, 0) for core in cores[::-1]]
+
+
+def contract(cores: Sequence[Array]) -> Array:
+    """The dense tensor of a train, flattened: entries in the order of the sites.
+
+    Cost: that of the best order of merging neighbours (``_contract.merge_order``).
+    """
+    sizes = [core.shape[1] for core in cores]
+    ranks = [1, *(core.shape[2] for core in cores)]
+    segments = dict(enumerate(cores))
+    for first, second in merge_order(sizes, ranks):
+        left, right = segments[first], segments.pop(second)  # (r, a, k), (k, b, r')
+        product = left.reshape(-1, left.shape[2]) @ right.reshape(right.shape[0], -1)
+        segments[first] = product.reshape(left.shape[0], -1, right.shape[2])
+    return segments[0].reshape(-1)
+
+
+def decompose(backend: Backend, tensor: Array, sizes: Sequence[int], center: int) -> tuple[Cores, list[np.ndarray]]:
+    """The exact train of a dense tensor, from both ends to the center, and its Schmidt spectra.
+
+    Parameters
+    ----------
+    tensor : array of prod(sizes) entries
+    sizes : the site sizes
+    center : index of the site that becomes the orthogonality center
+
+    Returns
+    -------
+    cores : list of (r_{k-1}, d_k, r_k) arrays in the Schmidt basis of every bond
+    spectra : list of (r_k,) float64 numpy arrays, descending
+
+    Notes
+    -----
+    Nothing is cut, so every residual has the spectra of the whole tensor. Cost: O(N sum_k d_k)
+    for N entries and the small sites first; see ``thin_svd`` for how long unfoldings avoid an SVD.
+    """
+    order = len(sizes)
+    left: list[Array] = []
+    right: list[Array] = []  # from the last site inwards, mirrored
+    left_spectra: list[np.ndarray] = []
+    right_spectra: list[np.ndarray] = []
+    rest = tensor.reshape(1, -1)
+    left_rank = right_rank = 1
+    while len(left) + len(right) < order - 1:
+        first, last = len(left), order - 1 - len(right)
+        from_left = first < center and (last == center or left_rank * sizes[first] <= right_rank * sizes[last])
+        if from_left:
+            #  ▶━▶━[●●●●]━◀      the dense rest shrinks from the left ...
+            basis, spectrum, rest = thin_svd(backend, rest.reshape(left_rank * sizes[first], -1))
+            left.append(basis.reshape(left_rank, sizes[first], -1))
+            left_spectra.append(to_numpy(spectrum))
+            left_rank = basis.shape[1]
+        else:
+            #  ▶━▶━▶━[●●●]━◀     ... and from the right, the same step on its transpose
+            turned = backend.transpose(rest.reshape(-1, sizes[last] * right_rank))
+            basis, spectrum, turned = thin_svd(backend, turned)
+            right.append(backend.transpose(basis).reshape(-1, sizes[last], right_rank))
+            right_spectra.append(to_numpy(spectrum))
+            right_rank = basis.shape[1]
+            rest = backend.transpose(turned)
+    cores = [*left, rest.reshape(left_rank, sizes[center], right_rank), *right[::-1]]
+    return cores, left_spectra + right_spectra[::-1]
+
+
+def orthogonalize(backend: Backend, cores: Sequence[Array], center: int) -> Cores:
+    """The same train with the orthogonality center at ``center``, by QR from both ends."""
+    cores = _qr_right(backend, cores, center)
+    return mirror(_qr_right(backend, mirror(cores), len(cores) - 1 - center))
+
+
+def schmidt(backend: Backend, cores: Sequence[Array], center: int) -> tuple[Cores, list[np.ndarray]]:
+    """The same train in the Schmidt basis of every bond, and the spectra of its bonds."""
+    cores, spectra, _ = _svd_right(backend, orthogonalize(backend, cores, 0))
+    return _center_from_right(backend, cores, center), spectra
+
+
+def cut(backend: Backend, cores: Sequence[Array], center: int, ranks: Sequence[int]) -> tuple[Cores, float]:
+    """Cut a train to ``ranks`` (with the boundary ones), keeping it canonical.
+
+    Parameters
+    ----------
+    cores : canonical around ``center``
+
+    Returns
+    -------
+    cores : in the Schmidt basis of every bond of the result, center at ``center``
+    error : float
+        The Frobenius distance to the input, exact: the discarded parts of the successive residuals are orthogonal.
+    """
+    # The right of the center is isometric already, so only the left is turned before the sweep.
+    moved = mirror(_qr_right(backend, mirror(cores[: center + 1]), center)) + list(cores[center + 1 :])
+    cores, _, discarded = _svd_right(backend, moved, ranks)
+    # Each cut turns the Schmidt bases of the bonds before it: one sweep back and one to the center.
+    cores = _center_from_right(backend, cores, 0)
+    cores, _, _ = _svd_right(backend, cores, stop=center)
+    return cores, l2_norm(np.array(discarded))
+
+
+def _center_from_right(backend: Backend, cores: Cores, center: int) -> Cores:
+    """Move the center from the last site to ``center`` through Schmidt bases."""
+    moved, _, _ = _svd_right(backend, mirror(cores), stop=len(cores) - 1 - center)
+    return mirror(moved)
+
+
+def _qr_right(backend: Backend, cores: Sequence[Array], stop: int) -> Cores:
+    """Make every core left of ``stop`` a left isometry."""
+    cores = list(cores)
+    for k in range(stop):
+        #  ▶━▶━●━●━●      before: site k is anything
+        #  ▶━▶━▶━●━●      after: its triangular factor went into site k + 1
+        left, size, right = cores[k].shape
+        q, r = backend.qr(cores[k].reshape(left * size, right))  # (left*size, new), (new, right)
+        cores[k] = q.reshape(left, size, -1)
+        cores[k + 1] = _carry(r, cores[k + 1])
+    return cores
+
+
+def _svd_right(
+    backend: Backend, cores: Sequence[Array], ranks: Sequence[int] | None = None, stop: int | None = None
+) -> tuple[Cores, list[np.ndarray], list[float]]:
+    """Move the center from site 0 to ``stop`` (the last) by SVDs, cutting to ``ranks`` on the way.
+
+    Returns the cores, the spectrum of each bond before it was cut, and the norm cut off at each.
+    """
+    cores = list(cores)
+    spectra, discarded = [], []
+    for k in range(len(cores) - 1 if stop is None else stop):
+        #  ▶━▶━○━◀━◀      before bond k: center at site k, all others isometries
+        #  ▶━▶━▶━○━◀      after: bond k in its Schmidt basis and cut, center moved right
+        left, size, right = cores[k].shape
+        basis, spectrum, rest = thin_svd(backend, cores[k].reshape(left * size, right))
+        spectra.append(to_numpy(spectrum))
+        rank = len(spectra[-1]) if ranks is None else ranks[k + 1]
+        discarded.append(l2_norm(spectra[-1][rank:]))
+        cores[k] = basis[:, :rank].reshape(left, size, -1)
+        cores[k + 1] = _carry(rest[:rank], cores[k + 1])
+    return cores, spectra, discarded
+
+
+def _carry(matrix: Array, core: Array) -> Array:
+    """Absorb a matrix into the left bond of a core."""
+    left, size, right = core.shape
+    return (matrix @ core.reshape(left, size * right)).reshape(-1, size, right)
+
+
+def is_isometry(backend: Backend, matrix: Array, tolerance: float) -> bool:
+    """Whether ``matrix^H matrix`` is the identity up to ``tolerance`` in every entry."""
+    gram = to_numpy(adjoint(backend, matrix) @ matrix)
+    return bool(np.max(np.abs(gram - np.eye(gram.shape[0]))) <= tolerance)

@@ -1,0 +1,127 @@
+"""Low-rank decompositions in a weighted norm, exact.
+
+With ``A`` and ``B`` the square roots of the metrics of rows and columns,
+
+    ||W - W'||_w = ||A (W - W') B||_F,
+
+so the best W' of rank r comes from the SVD ``A W B = u s v^H``. No root needs to be inverted
+where only one side is weighted: ``W' = u_r u_r^H W`` for columns (A = 1), the transpose of that for
+rows. With both, ``A W' B = u_r u_r^H A W B`` has the solution ``W' = A^+ u_r u_r^H A W``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from ._backend import Array, Backend, adjoint, cast, double, dtype_name, like, thin_svd
+from ._shapes import MPOShape
+from ._weights import Weight, times
+
+
+@dataclass(frozen=True)
+class Factors:
+    """``W = left @ right`` in the weighted Schmidt basis: the first r directions are the best of rank r.
+
+    ``left`` is (I, k), ``right`` (k, J), ``spectrum`` (k,) the weighted Schmidt values; double precision.
+    """
+
+    left: Array
+    right: Array
+    spectrum: Array
+
+
+def check(weight: Weight, shape: MPOShape) -> None:
+    """Refuse a weight where the weighted optimum is not a plain SVD."""
+    if not isinstance(weight, Weight):
+        raise TypeError(f"weight: got {type(weight).__name__}, expected tnmpo.Weight(rows=..., cols=...)")
+    if not shape.is_low_rank:
+        raise ValueError(
+            f"weight: got one with rows {shape.rows} and cols {shape.cols}, expected a low-rank shape; "
+            "pass shape=tnmpo.MPOShape.low_rank(W.shape) or leave the weight out"
+        )
+
+
+def of_matrix(backend: Backend, matrix: Array, weight: Weight) -> Factors:
+    """The weighted factors of a dense (I, J) matrix."""
+    rows, cols = weight.roots(matrix.shape, matrix)
+    matrix = double(matrix)
+    if rows is not None and cols is not None:
+        return _both_sides(backend, matrix, rows, cols)
+    if rows is not None:
+        turned = _columns(backend, *_isometry(backend, backend.transpose(matrix)), backend.conj(rows))
+        return _transposed(backend, turned)
+    return _columns(backend, *_isometry(backend, matrix), cols)
+
+
+def of_train(backend: Backend, cores: Sequence[Array], weight: Weight) -> Factors:
+    """The weighted factors of a low-rank train; the matrix is formed only where both sides are weighted."""
+    cores = [double(core) for core in cores]
+    left = cores[0].reshape(-1, cores[0].shape[2])  # (I, k)
+    for core in cores[1:-1]:
+        left = left @ core.reshape(core.shape[0], core.shape[2])
+    right = cores[-1].reshape(cores[-1].shape[0], -1)  # (k, J)
+    rows, cols = weight.roots((left.shape[0], right.shape[1]), left)
+    if rows is not None and cols is not None:
+        return _both_sides(backend, left @ right, rows, cols)
+    if rows is not None:
+        q, r = backend.qr(backend.transpose(right))  # (J, k), (k, k)
+        turned = _columns(backend, q, r @ backend.transpose(left), backend.conj(rows))
+        return _transposed(backend, turned)
+    q, r = backend.qr(left)  # (I, k), (k, k)
+    return _columns(backend, q, r @ right, cols)
+
+
+def train(factors: Factors, rank: int, order: int) -> list[Array]:
+    """The three-way cores of the best matrix of that rank: left, identities, right."""
+    left, right = factors.left[:, :rank], factors.right[:rank]
+    identity = cast(like(np.eye(rank), left), dtype_name(left))
+    middle = [identity[:, None, :]] * (order - 2)
+    return [left[None, :, :], *middle, right[:, :, None]]
+
+
+def _isometry(backend: Backend, matrix: Array) -> tuple[Array | None, Array]:
+    """``matrix = isometry @ core`` with a core that is not taller than wide; None is the identity."""
+    if matrix.shape[0] > matrix.shape[1]:
+        return backend.qr(matrix)
+    return None, matrix
+
+
+def _columns(backend: Backend, isometry: Array | None, core: Array, root: Array | None) -> Factors:
+    """The factors of ``isometry @ core`` where only columns are weighted: ``u u^H core``.
+
+    The core is not taller than wide, so ``u`` is square and keeping every direction is exact,
+    however singular the metric.
+    """
+    basis, spectrum, _ = thin_svd(backend, times(None, core, root))
+    left = basis if isometry is None else isometry @ cast(basis, dtype_name(isometry))
+    return Factors(left, adjoint(backend, basis) @ core, spectrum)
+
+
+def _transposed(backend: Backend, factors: Factors) -> Factors:
+    return Factors(backend.transpose(factors.right), backend.transpose(factors.left), factors.spectrum)
+
+
+def _both_sides(backend: Backend, matrix: Array, rows: Array, cols: Array) -> Factors:
+    weighted_rows = times(rows, matrix, None)
+    basis, spectrum, _ = thin_svd(backend, times(None, weighted_rows, cols))
+    return Factors(
+        times(_pseudo_inverse(backend, rows), basis, None),
+        adjoint(backend, basis) @ cast(weighted_rows, dtype_name(basis)),
+        spectrum,
+    )
+
+
+def _pseudo_inverse(backend: Backend, root: Array) -> Array:
+    """Of a nonnegative vector, or of a positive semidefinite matrix."""
+    if root.ndim == 1:
+        return _reciprocal(backend, root)
+    values, vectors = backend.eigh(root)
+    return (vectors * _reciprocal(backend, values)) @ adjoint(backend, vectors)
+
+
+def _reciprocal(backend: Backend, values: Array) -> Array:
+    kept = values > 1e-7 * backend.max(values)  # roots: squared, that is the resolution of double precision
+    return backend.where(kept, 1 / backend.where(kept, values, values * 0 + 1), values * 0)
