@@ -6,6 +6,7 @@ written, so threads with different backends never meet.
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import numpy as np
@@ -26,8 +27,13 @@ def backend_of(tensor: Array, argument: str) -> Backend:
     Raises
     ------
     TypeError
-        If ``tensor`` is not an array of a known backend.
+        If ``tensor`` is not an array of a known backend, or one of its special kinds: numpy's matrices and masked
+        arrays, torch's sparse tensors.
     """
+    layout = str(getattr(tensor, "layout", "torch.strided"))  # numpy arrays have none
+    if isinstance(tensor, np.matrix | np.ma.MaskedArray) or layout != "torch.strided":
+        kind = f"{type(tensor).__name__} of layout {layout}" if hasattr(tensor, "layout") else type(tensor).__name__
+        raise TypeError(f"{argument}: got a {kind}, expected a plain dense array; convert it first")
     for cls in type(tensor).__mro__:
         name = _BACKEND_OF_PACKAGE.get(cls.__module__.partition(".")[0])
         if name is not None and hasattr(tensor, "dtype") and hasattr(tensor, "ndim"):
@@ -39,8 +45,8 @@ def backend_of(tensor: Array, argument: str) -> Backend:
 
 
 def dtype_name(tensor: Array) -> str:
-    """``'float32'`` for ``numpy.float32`` as for ``torch.float32``."""
-    return str(tensor.dtype).rpartition(".")[2]
+    """``'float32'`` for ``numpy.float32`` (of either byte order) as for ``torch.float32``."""
+    return getattr(tensor.dtype, "name", None) or str(tensor.dtype).rpartition(".")[2]
 
 
 def cast(tensor: Array, dtype: str) -> Array:
@@ -48,7 +54,8 @@ def cast(tensor: Array, dtype: str) -> Array:
     if dtype_name(tensor) == dtype:
         return tensor
     if isinstance(tensor, np.ndarray | np.generic):
-        return tensor.astype(dtype)
+        with np.errstate(over="ignore"):  # as in torch: who casts down looks for infinities
+            return tensor.astype(dtype)
     import torch  # the tensor is one of torch's: it is imported already
 
     return tensor.to(getattr(torch, dtype))
@@ -73,23 +80,49 @@ def is_half(tensor: Array) -> bool:
 
 def check_values(tensor: Array, argument: str) -> None:
     """Refuse what has no decomposition: integers, empty arrays, NaN and Inf."""
-    if dtype_name(tensor) not in _INEXACT_DTYPES:
-        raise TypeError(
-            f"{argument}: got dtype {dtype_name(tensor)}, expected a floating or complex one; "
-            "convert it first, e.g. to float64"
-        )
+    check_dtype(tensor, argument)
     if 0 in tensor.shape:
         raise ValueError(f"{argument}: got shape {tuple(tensor.shape)}, expected at least one entry on each axis")
-    # One pass without a temporary of the tensor's size: a sum is finite only if every entry is,
-    # and where it overflowed the entries are looked at one by one.
-    if np.isfinite(to_numpy(tensor.sum())) or all_finite(tensor):
-        return
-    raise ValueError(f"{argument}: got NaN or Inf among its entries, expected finite numbers; clean it first")
+    if getattr(tensor, "is_meta", False):
+        raise ValueError(f"{argument}: got a tensor on the meta device, expected one with values; load it first")
+    if not all_finite(tensor):
+        raise ValueError(f"{argument}: got NaN or Inf among its entries, expected finite numbers; clean it first")
+
+
+def check_dtype(tensor: Array, argument: str) -> None:
+    """Refuse what is not floating or complex, or too long for a backend to factorise."""
+    if dtype_name(tensor) not in _INEXACT_DTYPES:
+        raise TypeError(
+            f"{argument}: got dtype {dtype_name(tensor)}, expected one of {', '.join(sorted(_INEXACT_DTYPES))}; "
+            "convert it first, e.g. to float64"
+        )
+
+
+def check_norm(tensor: Array, argument: str) -> None:
+    """Refuse what is finite but so large that its norm, and with it a Schmidt value, need not be."""
+    name = dtype_name(tensor)
+    largest, limit = peak(tensor), float(np.finfo(_WORKING_DTYPE.get(name, name)).max)
+    if largest > limit / (2 * math.sqrt(math.prod(tensor.shape))):  # 2: for the parts of a complex number
+        raise ValueError(
+            f"{argument}: got entries up to {largest:.3g}, whose norm overflows {name}; scale them down first"
+        )
 
 
 def all_finite(tensor: Array) -> bool:
     """Whether every entry is finite."""
-    return bool((abs(tensor) < float("inf")).all())
+    return math.isfinite(peak(tensor))
+
+
+def peak(tensor: Array) -> float:
+    """The largest magnitude among all real and imaginary parts; NaN where there is one.
+
+    No temporary of the tensor's size is made.
+    """
+    if not isinstance(tensor, np.ndarray | np.generic):
+        tensor = tensor.detach()
+    parts = [tensor.real, tensor.imag] if "complex" in dtype_name(tensor) else [tensor]
+    extremes = [abs(float(extreme)) for part in parts for extreme in (part.max(), part.min())]
+    return float(np.max(extremes))  # unlike the builtin, numpy's does not lose a NaN
 
 
 def to_numpy(tensor: Array) -> np.ndarray:

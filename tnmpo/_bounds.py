@@ -24,7 +24,8 @@ class Truncation:
     lower_bound, upper_bound : float
         ``max_k eps_k <= error <= sqrt(sum_k eps_k^2)``, with ``eps_k`` the l2 norm of the Schmidt
         values beyond the kept rank at bond k. The upper one is the theorem of Liu et al. (ACL 2021) and of Oseledets
-        (SIAM J. Sci. Comput. 33, 2011). For 16-bit dtypes ``error`` includes the rounding of the cores, the bounds don't.
+        (SIAM J. Sci. Comput. 33, 2011). For 16-bit dtypes ``error`` includes the rounding of the cores, the bounds
+        don't.
     spectra : tuple of (d_k,) float64 arrays
         The untruncated Schmidt values of every inner bond in that norm, descending.
     """
@@ -52,7 +53,8 @@ def certify(ranks: Sequence[int], spectra: Sequence[np.ndarray], error: float, n
 
 def l2_norm(values: np.ndarray) -> float:
     """The Euclidean norm, without overflow or underflow of the squares."""
-    largest = float(np.max(np.abs(values), initial=0.0))
+    magnitudes = np.abs(values)
+    largest = float(np.max(magnitudes, initial=0.0))
     if largest == 0.0:
         return 0.0
-    return largest * float(np.sqrt(np.sum(np.square(values / largest))))
+    return largest * float(np.sqrt(np.sum(np.square(magnitudes / largest))))

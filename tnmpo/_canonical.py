@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from numbers import Real
+
 from . import _chain
-from ._backend import backend_of, cast, dtype_name, working
+from ._backend import backend_of, dtype_name, working
 from ._mpo import MPO, check_center, check_mpo, four_way, three_way
 
 _EPSILON = {"float16": 1e-3, "bfloat16": 8e-3, "float32": 1.2e-7, "complex64": 1.2e-7}
@@ -45,9 +47,12 @@ def canonicalize(mpo: MPO, center: int | None = None) -> MPO:
     mpo = check_mpo(mpo)
     center = check_center(center, mpo.order)
     backend = backend_of(mpo.cores[0], "mpo")
-    cores = _chain.orthogonalize(backend, [working(core) for core in three_way(mpo.cores)], center)
-    cores = [cast(core, dtype_name(mpo.cores[0])) for core in four_way(cores, mpo.shape)]
-    return MPO(cores, center=center, truncation=mpo.truncation)
+    cores = [working(core) for core in three_way(mpo.cores)]
+    if any(rank > full for rank, full in zip(mpo.ranks, mpo.shape.full_ranks, strict=True)):
+        for end in (0, mpo.order - 1):  # a sweep shrinks a bond to what lies on one side of it
+            cores = _chain.orthogonalize(backend, cores, end)
+    cores = _chain.orthogonalize(backend, cores, center)
+    return MPO(four_way(cores, mpo.shape, dtype_name(mpo.cores[0])), center=center, truncation=mpo.truncation)
 
 
 def is_canonical(mpo: MPO, center: int | None = None, *, tolerance: float | None = None) -> bool:
@@ -69,6 +74,8 @@ def is_canonical(mpo: MPO, center: int | None = None, *, tolerance: float | None
     False
     """
     mpo = check_mpo(mpo)
+    if tolerance is not None and (isinstance(tolerance, bool) or not isinstance(tolerance, Real) or not tolerance >= 0):
+        raise ValueError(f"tolerance: got {tolerance!r}, expected a number >= 0")
     center = mpo.center if center is None else check_center(center, mpo.order)
     if center is None:
         return False

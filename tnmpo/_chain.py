@@ -44,7 +44,7 @@ def contract(cores: Sequence[Array]) -> Array:
     return segments[0].reshape(-1)
 
 
-def decompose(backend: Backend, tensor: Array, sizes: Sequence[int], center: int) -> tuple[Cores, list[np.ndarray]]:
+def decompose(backend: Backend, tensor: Array, sizes: Sequence[int], center: int) -> tuple[Cores, list[Array]]:
     """The exact train of a dense tensor, from both ends to the center, and its Schmidt spectra.
 
     Parameters
@@ -56,7 +56,7 @@ def decompose(backend: Backend, tensor: Array, sizes: Sequence[int], center: int
     Returns
     -------
     cores : list of (r_{k-1}, d_k, r_k) arrays in the Schmidt basis of every bond
-    spectra : list of (r_k,) float64 numpy arrays, descending
+    spectra : list of (r_k,) real arrays, descending
 
     Notes
     -----
@@ -66,8 +66,8 @@ def decompose(backend: Backend, tensor: Array, sizes: Sequence[int], center: int
     order = len(sizes)
     left: list[Array] = []
     right: list[Array] = []  # from the last site inwards, mirrored
-    left_spectra: list[np.ndarray] = []
-    right_spectra: list[np.ndarray] = []
+    left_spectra: list[Array] = []
+    right_spectra: list[Array] = []
     rest = tensor.reshape(1, -1)
     left_rank = right_rank = 1
     while len(left) + len(right) < order - 1:
@@ -77,14 +77,14 @@ def decompose(backend: Backend, tensor: Array, sizes: Sequence[int], center: int
             #  ▶━▶━[●●●●]━◀      the dense rest shrinks from the left ...
             basis, spectrum, rest = thin_svd(backend, rest.reshape(left_rank * sizes[first], -1))
             left.append(basis.reshape(left_rank, sizes[first], -1))
-            left_spectra.append(to_numpy(spectrum))
+            left_spectra.append(spectrum)
             left_rank = basis.shape[1]
         else:
             #  ▶━▶━▶━[●●●]━◀     ... and from the right, the same step on its transpose
             turned = backend.transpose(rest.reshape(-1, sizes[last] * right_rank))
             basis, spectrum, turned = thin_svd(backend, turned)
             right.append(backend.transpose(basis).reshape(-1, sizes[last], right_rank))
-            right_spectra.append(to_numpy(spectrum))
+            right_spectra.append(spectrum)
             right_rank = basis.shape[1]
             rest = backend.transpose(turned)
     cores = [*left, rest.reshape(left_rank, sizes[center], right_rank), *right[::-1]]
@@ -97,7 +97,7 @@ def orthogonalize(backend: Backend, cores: Sequence[Array], center: int) -> Core
     return mirror(_qr_right(backend, mirror(cores), len(cores) - 1 - center))
 
 
-def schmidt(backend: Backend, cores: Sequence[Array], center: int) -> tuple[Cores, list[np.ndarray]]:
+def schmidt(backend: Backend, cores: Sequence[Array], center: int) -> tuple[Cores, list[Array]]:
     """The same train in the Schmidt basis of every bond, and the spectra of its bonds."""
     cores, spectra, _ = _svd_right(backend, orthogonalize(backend, cores, 0))
     return _center_from_right(backend, cores, center), spectra
@@ -146,7 +146,7 @@ def _qr_right(backend: Backend, cores: Sequence[Array], stop: int) -> Cores:
 
 def _svd_right(
     backend: Backend, cores: Sequence[Array], ranks: Sequence[int] | None = None, stop: int | None = None
-) -> tuple[Cores, list[np.ndarray], list[float]]:
+) -> tuple[Cores, list[Array], list[float]]:
     """Move the center from site 0 to ``stop`` (the last) by SVDs, cutting to ``ranks`` on the way.
 
     Returns the cores, the spectrum of each bond before it was cut, and the norm cut off at each.
@@ -158,9 +158,9 @@ def _svd_right(
         #  ▶━▶━▶━○━◀      after: bond k in its Schmidt basis and cut, center moved right
         left, size, right = cores[k].shape
         basis, spectrum, rest = thin_svd(backend, cores[k].reshape(left * size, right))
-        spectra.append(to_numpy(spectrum))
-        rank = len(spectra[-1]) if ranks is None else ranks[k + 1]
-        discarded.append(l2_norm(spectra[-1][rank:]))
+        spectra.append(spectrum)
+        rank = len(spectrum) if ranks is None else ranks[k + 1]
+        discarded.append(l2_norm(to_numpy(spectrum[rank:])))
         cores[k] = basis[:, :rank].reshape(left, size, -1)
         cores[k + 1] = _carry(rest[:rank], cores[k + 1])
     return cores, spectra, discarded

@@ -10,7 +10,7 @@ from typing import Any
 
 import opt_einsum
 
-from ._shapes import as_shape, positive_int
+from ._shapes import as_shape, check_ranks, positive_int
 
 
 @dataclass(frozen=True)
@@ -68,7 +68,7 @@ def contraction_plan(shape: Any, ranks: Sequence[int], batch: int = 1) -> Contra
     Raises
     ------
     ValueError, TypeError
-        If the shape is none, ``ranks`` has the wrong length, or ``batch`` is not positive.
+        If ``shape`` is no shape, ``ranks`` has the wrong length or ends, or ``batch`` is not positive.
 
     Notes
     -----
@@ -84,12 +84,7 @@ def contraction_plan(shape: Any, ranks: Sequence[int], batch: int = 1) -> Contra
     'dense'
     """
     shape = as_shape(shape)
-    ranks = tuple(positive_int(rank, "ranks") for rank in ranks)
-    if len(ranks) != shape.order + 1:
-        raise ValueError(
-            f"ranks: got {len(ranks)} entries for order {shape.order}, expected {shape.order + 1} with the boundary ones"
-        )
-    return _plan(shape.rows, shape.cols, ranks, positive_int(batch, "batch"))
+    return _plan(shape.rows, shape.cols, check_ranks(ranks, shape.order), positive_int(batch, "batch"))
 
 
 @lru_cache(maxsize=1024)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from . import _chain, _weighted
-from ._backend import Array, Backend, backend_of, cast, check_values, dtype_name, working
+from ._backend import Array, Backend, backend_of, check_norm, check_values, dtype_name, working
 from ._mpo import MPO, check_center, four_way
 from ._shapes import MPOShape, as_shape
 from ._truncate import cut_canonical, cut_weighted
@@ -58,8 +58,8 @@ def mpo_decompose(
     -----
     The matrix shrinks from both ends to the center, each long unfolding through its short side (a
     Gram matrix in double precision for single precision input, a QR else), then the exact train is cut. A cut is
-    within ``sqrt(n - 1)`` of the best MPO of its ranks (Oseledets, SIAM J. Sci. Comput. 33, 2011, corollary 2.4). The form is
-    that of Liu et al. (ACL 2021, arXiv:2106.02205). Cost: O(I J sum_k d_k) with the small sites first.
+    within ``sqrt(n - 1)`` of the best MPO of its ranks (Oseledets, SIAM J. Sci. Comput. 33, 2011, corollary 2.4). The
+    form is that of Liu et al. (ACL 2021, arXiv:2106.02205). Cost: O(I J sum_k d_k) with the small sites first.
 
     Examples
     --------
@@ -76,6 +76,7 @@ def mpo_decompose(
     if W.ndim != 2:
         raise ValueError(f"W: got {W.ndim} axes, expected a matrix; reshape it to two")
     check_values(W, "W")
+    check_norm(W, "W")
     shape = as_shape(shape, tuple(W.shape))
     center = check_center(center, shape.order)
     if weight is not None:
@@ -87,7 +88,7 @@ def mpo_decompose(
     cores, spectra = _chain.decompose(backend, tensor, shape.site_sizes, center)
     if rank is not None:
         return cut_canonical(backend, cores, spectra, shape, rank, center, W)
-    return MPO([cast(core, dtype_name(W)) for core in four_way(cores, shape)], center=center)
+    return MPO(four_way(cores, shape, dtype_name(W)), center=center)
 
 
 def _interleaved(backend: Backend, matrix: Array, shape: MPOShape) -> Array:

@@ -7,7 +7,7 @@ from numbers import Real
 from typing import Any
 
 from . import _chain
-from ._backend import Array, Backend, backend_of, check_values, working
+from ._backend import Array, Backend, backend_of, cast, check_values, double, dtype_name, working
 from ._mpo import MPO, check_mpo, three_way
 
 
@@ -81,22 +81,26 @@ def entanglement_entropy(mpo_or_spectrum: MPO | Array, alpha: float = 1) -> Any:
     check_values(mpo_or_spectrum, "spectrum")
     if mpo_or_spectrum.ndim != 1:
         raise ValueError(f"spectrum: got {mpo_or_spectrum.ndim} axes, expected one; for a matrix decompose it first")
+    if "complex" in dtype_name(mpo_or_spectrum):
+        raise TypeError("spectrum: got complex numbers, expected Schmidt values >= 0; they are the absolute values")
     if bool((mpo_or_spectrum < 0).any()):
         raise ValueError("spectrum: got a negative entry, expected Schmidt values >= 0")
     return _entropy(backend, working(mpo_or_spectrum), float(alpha))
 
 
 def _entropy(backend: Backend, spectrum: Array, alpha: float) -> Array:
+    dtype, spectrum = dtype_name(spectrum), double(spectrum)
     largest = backend.max(spectrum)
-    if float(largest) == 0.0:
-        return 0.0 * largest
+    if bool(largest == 0):
+        return cast(0 * largest, dtype)
     weights = (spectrum / largest) ** 2  # squared: the entropy is of the Schmidt weights
-    p = weights / backend.sum(weights)
-    p = p[p > 0]  # 0 ln 0 = 0, and a zero is no direction
-    if alpha == 1:
-        entropy = -backend.sum(p * backend.log(p))
+    weights = weights[weights > 0]  # 0 ln 0 = 0, and a zero is no direction
+    total = backend.sum(weights)
+    if abs(alpha - 1) < 1e-8:  # closer, the difference of logarithms below is all rounding
+        entropy = backend.log(total) - backend.sum(weights * backend.log(weights)) / total
     elif alpha == math.inf:
-        entropy = -backend.log(backend.max(p))
+        entropy = backend.log(total)
     else:
-        entropy = backend.log(backend.sum(p**alpha)) / (1 - alpha)
-    return backend.clip(entropy, 0.0)  # a product state's may come out as -0.0
+        # ln(sum p^alpha) with p = weights / total: the largest weight is 1, so that no sum of powers vanishes
+        entropy = (backend.log(backend.sum(weights**alpha)) - alpha * backend.log(total)) / (1 - alpha)
+    return cast(backend.clip(entropy, 0.0), dtype)  # a product state's may come out as -0.0

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from numbers import Integral
 from typing import Any
 
 from . import _chain
-from ._backend import Array, all_finite, backend_of, dtype_name
+from ._backend import Array, all_finite, backend_of, cast, check_dtype, dtype_name
 from ._bounds import Truncation
 from ._shapes import MPOShape, n_parameters
 
@@ -110,7 +111,7 @@ class MPO:
         >>> MPO.from_tensorly(mpo.to_tensorly()).cores[0] is mpo.cores[0]
         True
         """
-        return cls(list(getattr(matrix, "factors", matrix)))
+        return cls(getattr(matrix, "factors", matrix))
 
     def __repr__(self) -> str:
         rows, cols = self.matrix_shape
@@ -134,12 +135,21 @@ def three_way(cores: Sequence[Array]) -> list[Array]:
     return [core.reshape(core.shape[0], -1, core.shape[3]) for core in cores]
 
 
-def four_way(cores: Sequence[Array], shape: MPOShape) -> list[Array]:
-    """The cores of a train over the sites of ``shape``, with row and column index apart."""
-    return [
-        core.reshape(core.shape[0], i, j, core.shape[2])
+def four_way(cores: Sequence[Array], shape: MPOShape, dtype: str) -> list[Array]:
+    """The cores of a train over the sites of ``shape``, with row and column index apart, in ``dtype``.
+
+    Raises
+    ------
+    ValueError
+        If an entry does not fit ``dtype``: the center carries the norm, and float16 ends at 65504.
+    """
+    apart = [
+        cast(core.reshape(core.shape[0], i, j, core.shape[2]), dtype)
         for core, i, j in zip(cores, shape.rows, shape.cols, strict=True)
     ]
+    if dtype == "float16" and not all(map(all_finite, apart)):
+        raise ValueError("MPO: got a matrix whose norm overflows float16; scale it down or convert it to bfloat16")
+    return apart
 
 
 def check_mpo(mpo: Any, argument: str = "mpo") -> MPO:
@@ -158,11 +168,12 @@ def check_center(center: Any, order: int) -> int:
     """``center`` as a site index; None is ``order // 2``."""
     if center is None:
         return order // 2
-    if isinstance(center, bool) or not hasattr(center, "__index__"):
+    if isinstance(center, bool) or not isinstance(center, Integral):
         raise TypeError(f"center: got {center!r}, expected a site index from 0 to {order - 1}")
-    if not 0 <= center < order:
-        raise ValueError(f"center: got {center}, expected a site index from 0 to {order - 1}")
-    return int(center)
+    site = int(center)
+    if not 0 <= site < order:
+        raise ValueError(f"center: got {site}, expected a site index from 0 to {order - 1}")
+    return site
 
 
 def _times(dimensions: Sequence[int]) -> str:
@@ -176,6 +187,7 @@ def _check_train(cores: Any) -> tuple[Array, ...]:
         raise ValueError("MPO: got no cores, expected at least one")
     cores = tuple(cores)
     first_backend = backend_of(cores[0], "MPO: core 0").backend_name
+    check_dtype(cores[0], "MPO: core 0")
     for site, core in enumerate(cores):
         if backend_of(core, f"MPO: core {site}").backend_name != first_backend or core.dtype != cores[0].dtype:
             raise TypeError(
@@ -183,7 +195,13 @@ def _check_train(cores: Any) -> tuple[Array, ...]:
                 f"{type(cores[0]).__name__} {dtype_name(cores[0])}; convert them to one backend and dtype"
             )
         if core.ndim != 4:
-            raise ValueError(f"MPO: core {site} has {core.ndim} axes, expected 4 (rank, row, col, rank)")
+            raise ValueError(
+                f"MPO: core {site} has {core.ndim} axes, expected 4 (rank, row, col, rank); reshape it first"
+            )
+        if core.device != cores[0].device:
+            raise ValueError(
+                f"MPO: core {site} is on {core.device}, core 0 on {cores[0].device}; move them to one device"
+            )
         if 0 in core.shape:
             raise ValueError(f"MPO: core {site} has shape {tuple(core.shape)}, expected no empty axis")
         wanted = cores[site - 1].shape[3] if site else 1

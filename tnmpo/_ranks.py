@@ -11,10 +11,13 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from ._backend import to_numpy
 from ._bounds import l2_norm
-from ._shapes import n_parameters, positive_int
+from ._shapes import clip_ranks, dimensions, n_parameters, positive_int
 
 Spectra = Sequence[np.ndarray]
+
+_EXPECTED = "an int, a tuple, a float or a policy such as tnmpo.Tolerance(1e-2)"
 
 
 class RankPolicy(Protocol):
@@ -86,8 +89,9 @@ class Tolerance:
 
     def choose(self, spectra: Spectra, sizes: Sequence[int]) -> tuple[int, ...]:
         train = _Train(spectra, sizes, _largest([spectra]))
+        relative = min(float(self.relative), len(sizes))  # above sqrt(n - 1) nothing is too much
         # The last digits are left to the rounding of the sums, so that the promise holds as computed.
-        limit = float(self.relative) ** 2 * train.norm2 * (1 - 1e-12)
+        limit = relative**2 * train.norm2 * (1 - 1e-12)
         lost = 0.0
         while True:
             fitting = [drop for drop in train.drops() if lost + drop.loss <= limit]
@@ -128,11 +132,12 @@ class ParameterBudget:
 
 @dataclass(frozen=True)
 class EntropyFraction:
-    """Per bond the smallest rank that keeps the fraction of the entanglement entropy.
+    """The smallest rank of every bond that keeps the fraction of its entanglement entropy.
 
     The smallest r with ``-sum_{k<=r} p_k ln p_k >= fraction * S``, where ``p`` are the squared,
     normalised Schmidt values of the whole bond (not renormalised after the cut) and ``S`` is the
-    von Neumann entropy. A product state, S = 0, keeps 1.
+    von Neumann entropy. A product state, S = 0, keeps 1. Where a bond cannot be that large beside
+    so small a neighbour, the neighbour is raised.
 
     Parameters
     ----------
@@ -154,7 +159,7 @@ class EntropyFraction:
             raise ValueError(f"EntropyFraction: got {self.fraction}, expected a number in (0, 1]")
 
     def choose(self, spectra: Spectra, sizes: Sequence[int]) -> tuple[int, ...]:
-        return _clip([1, *(self._rank(spectrum) for spectrum in spectra), 1], sizes)
+        return _lift([1, *(self._rank(spectrum) for spectrum in spectra), 1], sizes)
 
     def _rank(self, spectrum: np.ndarray) -> int:
         norm = l2_norm(spectrum)
@@ -174,23 +179,27 @@ def choose_ranks(rank: Any, spectra: Spectra, sizes: Sequence[int]) -> tuple[int
     """
     if isinstance(rank, str):
         if rank != "same":
-            raise ValueError(
-                f"rank: got {rank!r}, expected 'same', an int, a tuple, a float or a policy such as tnmpo.Tolerance(1e-2)"
-            )
+            raise ValueError(f"rank: got {rank!r}, expected 'same' or {_EXPECTED}")
         rank = 1.0
     if isinstance(rank, bool) or rank is None:
-        raise TypeError(f"rank: got {rank!r}, expected an int, a tuple, a float or a policy")
+        raise TypeError(f"rank: got {rank!r}, expected {_EXPECTED}")
     if isinstance(rank, Integral):
         return MaxRank(positive_int(rank, "rank")).choose(spectra, sizes)
     if isinstance(rank, Real):
         if not 0 < float(rank) < math.inf:
             raise ValueError(f"rank: got the fraction {rank}, expected one above 0, of the dense parameters")
-        return ParameterBudget(_floor(float(rank) * math.prod(sizes))).choose(spectra, sizes)
+        dense, least = math.prod(sizes), sum(sizes)
+        if _floor(float(rank) * dense) < least:
+            raise ValueError(
+                f"rank: got the fraction {rank} of {dense} parameters, the rank-one size is {least}; "
+                f"allow at least {least / dense:.3g}"
+            )
+        return ParameterBudget(_floor(float(rank) * dense)).choose(spectra, sizes)
     if isinstance(rank, Sequence):
         return _exact(rank, spectra, sizes)
-    if hasattr(rank, "choose"):
-        return tuple(rank.choose(spectra, sizes))
-    raise TypeError(f"rank: got {rank!r}, expected an int, a tuple, a float or a policy such as tnmpo.Tolerance(1e-2)")
+    if callable(getattr(rank, "choose", None)) and not isinstance(rank, type | np.ndarray | np.generic):
+        return _exact(rank.choose(spectra, sizes), spectra, sizes)
+    raise TypeError(f"rank: got {rank!r}, expected {_EXPECTED}")
 
 
 def _floor(value: float) -> int:
@@ -213,7 +222,7 @@ def _exact(rank: Sequence[Any], spectra: Spectra, sizes: Sequence[int]) -> tuple
         if entry > len(spectrum):
             raise ValueError(f"rank: got {entry} for bond {bond}, whose full bond is {len(spectrum)}; lower that entry")
     ranks = [1, *ranks, 1]
-    clipped = _clip(ranks, sizes)
+    clipped = clip_ranks(sizes, ranks)
     for bond, (entry, largest) in enumerate(zip(ranks, clipped, strict=True)):
         if entry > largest:
             raise ValueError(
@@ -223,13 +232,13 @@ def _exact(rank: Sequence[Any], spectra: Spectra, sizes: Sequence[int]) -> tuple
     return clipped
 
 
-def _clip(ranks: list[int], sizes: Sequence[int]) -> tuple[int, ...]:
-    """The largest ranks below ``ranks`` that a train can have: ``r_k <= r_{k-1} d_k`` and ``r_{k-1} <= d_k r_k``."""
+def _lift(ranks: Sequence[int], sizes: Sequence[int]) -> tuple[int, ...]:
+    """The smallest ranks, none below ``ranks``, that a train can have: neighbours of a large bond are raised."""
     ranks = list(ranks)
-    for k, size in enumerate(sizes):
-        ranks[k + 1] = min(ranks[k + 1], ranks[k] * size)
-    for k in range(len(sizes) - 1, -1, -1):
-        ranks[k] = min(ranks[k], sizes[k] * ranks[k + 1])
+    for k in range(len(sizes) - 1, 0, -1):
+        ranks[k] = max(ranks[k], -(-ranks[k + 1] // sizes[k]))
+    for k in range(1, len(sizes)):
+        ranks[k] = max(ranks[k], -(-ranks[k - 1] // sizes[k - 1]))
     return tuple(ranks)
 
 
@@ -243,7 +252,7 @@ def allot_ranks(spectra: Sequence[Spectra], sizes: Sequence[Sequence[int]], budg
 
     Starting from full ranks, the Schmidt direction whose discarded weight per saved parameter is
     least is dropped, wherever in the model it is, until the budget is met; what is left over
-    then raises single bonds until none fits any more.
+    then raises bonds until none fits any more.
 
     Parameters
     ----------
@@ -263,7 +272,8 @@ def allot_ranks(spectra: Sequence[Spectra], sizes: Sequence[Sequence[int]], budg
     Raises
     ------
     ValueError, TypeError
-        If the budget is below the rank-one size of all trains together, or the lengths disagree.
+        If the budget is below the rank-one size of all trains together, the lengths disagree, or
+        a spectrum is not one-dimensional, finite, nonnegative and descending.
 
     Notes
     -----
@@ -281,8 +291,12 @@ def allot_ranks(spectra: Sequence[Spectra], sizes: Sequence[Sequence[int]], budg
         raise ValueError(
             f"allot_ranks: got {len(spectra)} trains of spectra and {len(sizes)} of sizes, expected as many"
         )
-    scale = _largest(spectra)
-    trains = [_Train(train, train_sizes, scale) for train, train_sizes in zip(spectra, sizes, strict=True)]
+    checked = [[_check_spectrum(spectrum) for spectrum in train] for train in spectra]
+    scale = _largest(checked)
+    trains = [
+        _Train(train, dimensions(train_sizes, "sizes"), scale)
+        for train, train_sizes in zip(checked, sizes, strict=True)
+    ]
     minimum = sum(sum(train.sizes) for train in trains)
     if budget < minimum:
         raise ValueError(f"budget: got {budget} parameters, the rank-one size is {minimum}; allow at least that many")
@@ -311,16 +325,23 @@ def _drop_to(trains: list[_Train], budget: int) -> int:
 
 def _raise_within(trains: list[_Train], spare: int) -> None:
     """Raise the most valuable bond that fits, until none does."""
-    raises = [[rise for rise in train.raises() if rise[1] <= spare] for train in trains]
+    raises = [[rise for rise in train.raises() if rise.cost <= spare] for train in trains]
     while any(raises):
-        k, (gain, cost, bond) = max(
-            ((k, rise) for k, train in enumerate(raises) for rise in train),
-            key=lambda entry: entry[1][0] / entry[1][1],
-        )
-        trains[k].ranks[bond] += 1
-        spare -= cost
-        raises[k] = trains[k].raises()
-        raises = [[rise for rise in train if rise[1] <= spare] for train in raises]
+        best, k = max((max(train), k) for k, train in enumerate(raises) if train)
+        trains[k].ranks = list(best.ranks)
+        spare -= best.cost
+        raises[k] = list(trains[k].raises())
+        raises = [[rise for rise in train if rise.cost <= spare] for train in raises]
+
+
+def _check_spectrum(spectrum: Any) -> np.ndarray:
+    values = to_numpy(spectrum if hasattr(spectrum, "dtype") else np.asarray(spectrum, dtype=float))
+    if values.ndim != 1 or values.size == 0:
+        raise ValueError(f"spectra: got one of shape {values.shape}, expected vectors with at least one entry")
+    # up to rounding: two degenerate values may come in either order
+    if not (np.all(np.isfinite(values)) and np.all(values >= 0) and np.all(np.diff(values) <= 1e-6 * values[0])):
+        raise ValueError("spectra: got one that is not finite, nonnegative and descending; pass Schmidt values, sorted")
+    return values
 
 
 def _largest(trains: Sequence[Spectra]) -> float:
@@ -338,6 +359,15 @@ class _Drop:
     ranks: tuple[int, ...]
 
 
+@dataclass(frozen=True, order=True)
+class _Raise:
+    """Raising one bond by one, and what must follow: ordered by worth, the better the later."""
+
+    worth: float
+    cost: int
+    ranks: tuple[int, ...]
+
+
 class _Train:
     """The ranks of one train while they are being chosen."""
 
@@ -348,7 +378,8 @@ class _Train:
         # Schmidt weights, in units in which their sums neither overflow nor vanish
         self.weights = [np.square(np.asarray(spectrum, dtype=float) / scale) for spectrum in spectra]
         self.norm2 = max((float(np.sum(weights)) for weights in self.weights), default=0.0)
-        self.ranks = list(_clip([1, *(len(spectrum) for spectrum in spectra), 1], sizes))
+        self.full = clip_ranks(sizes, [1, *(len(spectrum) for spectrum in spectra), 1])
+        self.ranks = list(self.full)
 
     @property
     def n_parameters(self) -> int:
@@ -365,21 +396,27 @@ class _Train:
                 continue
             lowered = self.ranks.copy()
             lowered[bond] -= 1
-            ranks = _clip(lowered, self.sizes)
-            loss = sum(
-                float(np.sum(weights[new:old]))
-                for weights, new, old in zip(self.weights, ranks[1:-1], self.ranks[1:-1], strict=True)
-                if new < old
-            )
+            ranks = clip_ranks(self.sizes, lowered)
+            loss = self._between(ranks, self.ranks)
             saving = before - n_parameters(self.sizes, ranks)
             yield _Drop(loss / saving, loss, saving, ranks)
 
-    def raises(self) -> list[tuple[float, int, int]]:
-        """Every bond that could be raised by one on its own: (gain, cost, bond)."""
-        found = []
+    def raises(self) -> Iterator[_Raise]:
+        """Every way to raise one bond by one, neighbours following where they must."""
+        before = self.n_parameters
         for bond in range(1, len(self.sizes)):
-            rank, weights = self.ranks[bond], self.weights[bond - 1]
-            left, right = self.ranks[bond - 1] * self.sizes[bond - 1], self.sizes[bond] * self.ranks[bond + 1]
-            if rank < min(len(weights), left, right):
-                found.append((float(weights[rank]), left + right, bond))
-        return found
+            if self.ranks[bond] == self.full[bond]:
+                continue
+            raised = self.ranks.copy()
+            raised[bond] += 1
+            ranks = _lift(raised, self.sizes)  # within the full ranks, which a train can have
+            cost = n_parameters(self.sizes, ranks) - before
+            yield _Raise(self._between(self.ranks, ranks) / cost, cost, ranks)
+
+    def _between(self, lower: Sequence[int], upper: Sequence[int]) -> float:
+        """The Schmidt weight of the directions that only the upper ranks keep."""
+        return sum(
+            float(np.sum(weights[less:more]))
+            for weights, less, more in zip(self.weights, lower[1:-1], upper[1:-1], strict=True)
+            if less < more
+        )

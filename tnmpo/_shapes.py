@@ -38,8 +38,8 @@ class MPOShape:
     cols: tuple[int, ...]
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "rows", _dimensions(self.rows, "shape: rows"))
-        object.__setattr__(self, "cols", _dimensions(self.cols, "shape: cols"))
+        object.__setattr__(self, "rows", dimensions(self.rows, "shape: rows"))
+        object.__setattr__(self, "cols", dimensions(self.cols, "shape: cols"))
         if len(self.rows) != len(self.cols):
             raise ValueError(
                 f"shape: got {len(self.rows)} row and {len(self.cols)} column dimensions, expected as many of each; "
@@ -93,13 +93,57 @@ class MPOShape:
         ----------
         ranks : sequence of n + 1 int
             With the boundary ones.
+
+        Raises
+        ------
+        ValueError, TypeError
+            If they are not that many positive integers, with ones at both ends.
         """
-        return n_parameters(self.site_sizes, ranks)
+        return n_parameters(self.site_sizes, check_ranks(ranks, self.order))
+
+    def clip_ranks(self, ranks: Sequence[int]) -> tuple[int, ...]:
+        """The largest ranks, none above ``ranks``, that a train of this shape can need.
+
+        Lowering one bond can make its neighbours larger than it lets them be.
+
+        Parameters
+        ----------
+        ranks : sequence of n + 1 int
+            With the boundary ones.
+
+        Examples
+        --------
+        >>> MPOShape((4, 4, 4), (4, 4, 4)).clip_ranks((1, 2, 16, 1))
+        (1, 2, 16, 1)
+        >>> MPOShape((2, 2, 8), (2, 2, 8)).clip_ranks((1, 3, 16, 1))
+        (1, 3, 12, 1)
+        """
+        return clip_ranks(self.site_sizes, ranks)
+
+
+def clip_ranks(sizes: Sequence[int], ranks: Sequence[int]) -> tuple[int, ...]:
+    """The largest ranks below ``ranks`` with ``r_k <= r_{k-1} d_k`` and ``r_{k-1} <= d_k r_k``."""
+    ranks = list(ranks)
+    for k, size in enumerate(sizes):
+        ranks[k + 1] = min(ranks[k + 1], ranks[k] * size)
+    for k in range(len(sizes) - 1, -1, -1):
+        ranks[k] = min(ranks[k], sizes[k] * ranks[k + 1])
+    return tuple(ranks)
 
 
 def n_parameters(sizes: Sequence[int], ranks: Sequence[int]) -> int:
     """``sum_k r_{k-1} d_k r_k`` of a train with site sizes ``d_k`` and boundary ones in ``ranks``."""
     return sum(left * size * right for left, size, right in zip(ranks, sizes, ranks[1:], strict=False))
+
+
+def check_ranks(ranks: Any, order: int) -> tuple[int, ...]:
+    """``ranks`` as the n + 1 bond dimensions of a train, the boundary ones included."""
+    if isinstance(ranks, str) or not isinstance(ranks, Sequence):
+        raise TypeError(f"ranks: got {ranks!r}, expected a tuple of {order + 1} positive integers")
+    ranks = tuple(positive_int(rank, "ranks") for rank in ranks)
+    if len(ranks) != order + 1 or ranks[0] != 1 or ranks[-1] != 1:
+        raise ValueError(f"ranks: got {ranks} for order {order}, expected {order + 1} entries with ones at both ends")
+    return ranks
 
 
 def full_ranks(sizes: Sequence[int]) -> tuple[int, ...]:
@@ -199,7 +243,8 @@ def positive_int(value: Any, argument: str) -> int:
     return int(value)
 
 
-def _dimensions(values: Any, argument: str) -> tuple[int, ...]:
+def dimensions(values: Any, argument: str) -> tuple[int, ...]:
+    """``values`` as a tuple of positive integers, or an error that names ``argument``."""
     if isinstance(values, str) or not isinstance(values, Sequence):
         raise TypeError(f"{argument}: got {values!r}, expected a tuple of positive integers")
     if not values:

@@ -116,9 +116,14 @@ def _finish(
 ) -> MPO:
     """Cast back to the dtype of ``source`` and attach the record."""
     given = source.cores[0] if isinstance(source, MPO) else source
-    mpo = MPO([cast(core, dtype_name(given)) for core in four_way(cores, shape)], center=center)
+    mpo = MPO(four_way(cores, shape, dtype_name(given)), center=center)
     if is_half(given):
         # What the sweep discarded is not all: the cores were rounded to 16 bits afterwards.
-        dense = source.to_matrix() if isinstance(source, MPO) else source
-        error = (weight or Weight()).norm(working(dense) - MPO([working(core) for core in mpo.cores]).to_matrix())
+        before = _dense(source) if isinstance(source, MPO) else working(source)
+        error = (weight or Weight()).norm(before - _dense(mpo))
     return MPO(mpo.cores, center=center, truncation=certify(ranks, spectra, error, norm))
+
+
+def _dense(mpo: MPO) -> Array:
+    """The matrix of the cores as they are, without the rounding that contracting them in 16 bits would add."""
+    return MPO([working(core) for core in mpo.cores]).to_matrix()

@@ -4,9 +4,9 @@ With ``A`` and ``B`` the square roots of the metrics of rows and columns,
 
     ||W - W'||_w = ||A (W - W') B||_F,
 
-so the best W' of rank r comes from the SVD ``A W B = u s v^H``. No root needs to be inverted
-where only one side is weighted: ``W' = u_r u_r^H W`` for columns (A = 1), the transpose of that for
-rows. With both, ``A W' B = u_r u_r^H A W B`` has the solution ``W' = A^+ u_r u_r^H A W``.
+so the best W' of rank r comes from the SVD ``A W B = u s v^H``. No root needs to be inverted:
+``W' = u_r u_r^H W`` where only columns are weighted (A = 1), the transpose of that for rows. With both,
+``W' = (W B v_r / s_r) (u_r^H A W)``, since ``A W B v / s = u``; rows of no weight are regressed on the others.
 """
 
 from __future__ import annotations
@@ -19,6 +19,8 @@ import numpy as np
 from ._backend import Array, Backend, adjoint, cast, double, dtype_name, like, thin_svd
 from ._shapes import MPOShape
 from ._weights import Weight, times
+
+_EPSILON = 2.2e-16
 
 
 @dataclass(frozen=True)
@@ -96,7 +98,7 @@ def _columns(backend: Backend, isometry: Array | None, core: Array, root: Array 
     however singular the metric.
     """
     basis, spectrum, _ = thin_svd(backend, times(None, core, root))
-    left = basis if isometry is None else isometry @ cast(basis, dtype_name(isometry))
+    left = basis if isometry is None else isometry @ basis
     return Factors(left, adjoint(backend, basis) @ core, spectrum)
 
 
@@ -105,23 +107,13 @@ def _transposed(backend: Backend, factors: Factors) -> Factors:
 
 
 def _both_sides(backend: Backend, matrix: Array, rows: Array, cols: Array) -> Factors:
-    weighted_rows = times(rows, matrix, None)
-    basis, spectrum, _ = thin_svd(backend, times(None, weighted_rows, cols))
+    weighted_rows, weighted_cols = times(rows, matrix, None), times(None, matrix, cols)
+    basis, spectrum, rest = thin_svd(backend, times(None, weighted_rows, cols))  # rest = s v^H
+    # A value that is all rounding has no direction: left out, it changes nothing in this norm.
+    kept = spectrum > max(matrix.shape) * _EPSILON * spectrum[0]
+    inverse = backend.where(kept, 1 / backend.where(kept, spectrum, spectrum * 0 + 1), spectrum * 0)
     return Factors(
-        times(_pseudo_inverse(backend, rows), basis, None),
-        adjoint(backend, basis) @ cast(weighted_rows, dtype_name(basis)),
+        weighted_cols @ (adjoint(backend, rest) * inverse) * inverse,  # over s twice, one of them that of rest
+        adjoint(backend, basis) @ weighted_rows,
         spectrum,
     )
-
-
-def _pseudo_inverse(backend: Backend, root: Array) -> Array:
-    """Of a nonnegative vector, or of a positive semidefinite matrix."""
-    if root.ndim == 1:
-        return _reciprocal(backend, root)
-    values, vectors = backend.eigh(root)
-    return (vectors * _reciprocal(backend, values)) @ adjoint(backend, vectors)
-
-
-def _reciprocal(backend: Backend, values: Array) -> Array:
-    kept = values > 1e-7 * backend.max(values)  # roots: squared, that is the resolution of double precision
-    return backend.where(kept, 1 / backend.where(kept, values, values * 0 + 1), values * 0)

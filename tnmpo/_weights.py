@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import cached_property
 
-from ._backend import Array, adjoint, backend_of, cast, check_values, double, dtype_name, like, to_numpy
+from ._backend import Array, adjoint, backend_of, cast, check_values, double, dtype_name, like, peak, to_numpy
 from ._bounds import l2_norm
 
 
@@ -56,13 +56,19 @@ class Weight:
 
         Raises
         ------
-        ValueError
-            If a metric's size is not that of ``matrix_shape``, or it is not positive semidefinite.
+        ValueError, TypeError
+            If a metric's size is not that of ``matrix_shape``, it is not positive semidefinite, or
+            it is complex and ``where`` is real.
         """
         for metric, size, side in zip((self.rows, self.cols), matrix_shape, ("rows", "cols"), strict=True):
             if metric is not None and metric.shape[0] != size:
                 raise ValueError(
-                    f"weight: {side} has size {metric.shape[0]}, the matrix {tuple(matrix_shape)} has {size} {side}"
+                    f"weight: {side} has size {metric.shape[0]}, the matrix {tuple(matrix_shape)} has {size} {side}; "
+                    "pass a metric of that size"
+                )
+            if metric is not None and "complex" in dtype_name(metric) and "complex" not in dtype_name(where):
+                raise TypeError(
+                    f"weight: {side} is complex, the matrix {dtype_name(where)}; convert the matrix to a complex dtype"
                 )
         rows, cols = (None if root is None else like(root, where) for root in self._roots)
         return rows, cols
@@ -74,7 +80,10 @@ class Weight:
         ----------
         matrix : (I, J) array
         """
+        backend_of(matrix, "matrix")
         check_values(matrix, "matrix")
+        if matrix.ndim != 2:
+            raise ValueError(f"matrix: got {matrix.ndim} axes, expected two (rows, columns)")
         rows, cols = self.roots(matrix.shape, matrix)
         return l2_norm(to_numpy(times(rows, double(matrix), cols)))
 
@@ -110,8 +119,7 @@ def _check_metric(metric: Array | None, argument: str) -> None:
             raise ValueError(f"{argument}: got a negative entry in the diagonal, expected numbers >= 0")
         return
     wide = double(metric)
-    asymmetry = float(abs(wide - adjoint(backend_of(wide, argument), wide)).max())
-    if asymmetry > 1e-5 * float(abs(wide).max()):
+    if peak(wide - adjoint(backend_of(wide, argument), wide)) > 1e-5 * peak(wide):
         raise ValueError(f"{argument}: got a matrix that is not Hermitian; symmetrise it, e.g. (C + C.T) / 2")
 
 
@@ -123,9 +131,10 @@ def _root(metric: Array | None, argument: str) -> Array | None:
     if wide.ndim == 1:
         return backend.sqrt(wide)
     values, vectors = backend.eigh((wide + adjoint(backend, wide)) / 2)
-    if float(values[0]) < -1e-6 * max(float(abs(values).max()), 0.0):
+    smallest = float(to_numpy(values[0]))
+    if smallest < -1e-6 * peak(values):
         raise ValueError(
-            f"{argument}: got a matrix with the negative eigenvalue {float(values[0]):.3g}, expected a positive "
+            f"{argument}: got a matrix with the negative eigenvalue {smallest:.3g}, expected a positive "
             "semidefinite one such as a covariance"
         )
     return (vectors * backend.sqrt(backend.clip(values, 0.0))) @ adjoint(backend, vectors)

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ._backend import to_numpy
-from ._entanglement import entanglement_entropy
+from ._bounds import l2_norm
+from ._entanglement import bond_spectra, entanglement_entropy
 from ._mpo import MPO
 
 if TYPE_CHECKING:
@@ -35,8 +36,8 @@ def bonds(before: Mapping[str, Bonds], after: Mapping[str, Bonds] | None = None)
 
     Raises
     ------
-    ValueError
-        If ``before`` is empty, or ``after`` has a name that ``before`` lacks.
+    ValueError, TypeError
+        If ``before`` is empty, one is no mapping, or ``after`` has a name that ``before`` lacks.
 
     Examples
     --------
@@ -49,6 +50,11 @@ def bonds(before: Mapping[str, Bonds], after: Mapping[str, Bonds] | None = None)
     from matplotlib.figure import Figure
 
     after = after or {}
+    for argument, states in (("before", before), ("after", after)):
+        if not isinstance(states, Mapping):
+            raise TypeError(
+                f"{argument}: got {type(states).__name__}, expected names with their MPOs, e.g. {{'layer': mpo}}"
+            )
     if not before:
         raise ValueError("before: got no matrices, expected at least one name with its MPO")
     if unknown := set(after) - set(before):
@@ -65,8 +71,6 @@ def bonds(before: Mapping[str, Bonds], after: Mapping[str, Bonds] | None = None)
 
 
 def _spectra(state: Bonds) -> list[np.ndarray]:
-    from ._entanglement import bond_spectra
-
     return [to_numpy(spectrum) for spectrum in (bond_spectra(state) if isinstance(state, MPO) else state)]
 
 
@@ -75,14 +79,17 @@ def _draw_spectra(axes: Any, before: list[np.ndarray], after: list[np.ndarray]) 
         axes.plot(*_points(spectrum), color=f"C{bond}", marker=".", ms=3, lw=1, label=f"bond {bond + 1}")
     for bond, spectrum in enumerate(after):
         axes.plot(*_points(spectrum), color=f"C{bond}", ls="--", lw=1.4)
-    axes.set(xscale="log", yscale="log", ylabel="Schmidt value / norm")
+    axes.set_ylabel("Schmidt value / norm")
     axes.grid(alpha=0.3)
-    axes.legend(fontsize="x-small", ncols=2, title="dashed: after" if after else None, title_fontsize="x-small")
+    if any(spectrum.any() for spectrum in before + after):  # a logarithmic axis needs something to show
+        axes.set(xscale="log", yscale="log")
+    if before:
+        axes.legend(fontsize="x-small", ncols=2, title="dashed: after" if after else None, title_fontsize="x-small")
 
 
 def _points(spectrum: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Direction numbers and normalised values; exact zeros have no place on a logarithmic axis."""
-    values = spectrum / max(float(np.linalg.norm(spectrum)), np.finfo(float).tiny)
+    values = spectrum / (l2_norm(spectrum) or 1.0)
     shown = values > 1e-12
     return np.arange(1, len(values) + 1)[shown], values[shown]
 

@@ -23,9 +23,7 @@ HUB_DATASET = "nyu-mll/glue"
 
 def _spearman(labels: np.ndarray, predictions: np.ndarray) -> float:
     if np.ptp(predictions) == 0 or np.ptp(labels) == 0:
-        return (
-            0.0  # a constant orders nothing; scipy would answer NaN, which no threshold can be compared with
-        )
+        return 0.0  # a constant orders nothing; scipy would answer NaN, which no threshold can be compared with
     return float(spearmanr(labels, predictions).statistic)
 
 
@@ -118,9 +116,7 @@ class Task:
                 "argmax of the logits)"
             )
         if not np.isfinite(guessed).all():
-            raise ValueError(
-                "score: predictions hold NaN or infinities; the model that made them has diverged"
-            )
+            raise ValueError("score: predictions hold NaN or infinities; the model that made them has diverged")
         return float(_METRICS[self.metric](right, guessed))
 
 
@@ -155,8 +151,7 @@ class Split:
     def __post_init__(self) -> None:
         if self.labels.shape != (len(self.texts),):
             raise ValueError(
-                f"Split: labels have shape {self.labels.shape} for {len(self.texts)} texts; pass one "
-                "label per text"
+                f"Split: labels have shape {self.labels.shape} for {len(self.texts)} texts; pass one label per text"
             )
 
     def __len__(self) -> int:
@@ -197,9 +192,7 @@ class Split:
         (3, 2, set())
         """
         if not 1 <= n < len(self):
-            raise ValueError(
-                f"hold_out: n is {n}; pass 1 to {len(self) - 1}, so that both parts have examples"
-            )
+            raise ValueError(f"hold_out: n is {n}; pass 1 to {len(self) - 1}, so that both parts have examples")
         order = np.random.default_rng(seed).permutation(len(self)).tolist()
         return self._select(sorted(order[n:])), self._select(sorted(order[:n]))
 
@@ -276,11 +269,7 @@ _RECORDS = {
         ),
         _Record(
             Task("mnli", ("premise", "hypothesis"), 3, "accuracy"),
-            (
-                _Layout(
-                    _PAIR, "gold_label", ("entailment", "neutral", "contradiction"), dev="dev_matched.tsv"
-                ),
-            ),
+            (_Layout(_PAIR, "gold_label", ("entailment", "neutral", "contradiction"), dev="dev_matched.tsv"),),
             hub_dev="validation_matched",
         ),
         _Record(
@@ -400,9 +389,7 @@ def _read(path: Path, layout: _Layout, task: Task) -> Split:
             labels.append(layout.classes.index(label) if layout.classes else float(label))
         except ValueError as error:
             wanted = f"one of {', '.join(layout.classes)}" if layout.classes else "a number"
-            raise ValueError(
-                f"load_task: {path}, line {line}: the label is {label!r}; it must be {wanted}"
-            ) from error
+            raise ValueError(f"load_task: {path}, line {line}: the label is {label!r}; it must be {wanted}") from error
     return Split(tuple(texts), np.array(labels, dtype=_label_dtype(task)))
 
 
@@ -410,9 +397,8 @@ def _rows(path: Path, layout: _Layout) -> Iterator[tuple[int, list[str]]]:
     """Every row's line number and its texts with the label at the end; blank lines are passed over."""
     # utf-8-sig: MRPC's files begin with a byte order mark
     with path.open(encoding="utf-8-sig", newline="") as file:
-        reader = csv.reader(
-            file, delimiter="\t", quoting=csv.QUOTE_NONE
-        )  # the texts hold bare quote characters
+        # quoting off: the texts hold bare quote characters
+        reader = csv.reader(file, delimiter="\t", quoting=csv.QUOTE_NONE)
         header = layout.header or tuple(next(reader, ()))
         wanted = (*layout.texts, layout.label)
         if missing := [column for column in wanted if column not in header]:

@@ -1,0 +1,147 @@
+"""MPOConfig: what to compress, into which shape, to which budget; presets per architecture."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import tnmpo
+
+_SHAPES = ("auto", "low_rank", "interleaved")
+_ALLOTMENTS = ("model", "module")
+
+# The word embedding, the encoder's linear layers and the pooler, as in Liu et al. (ACL 2021): not the heads, and not
+# ALBERT's embedding_hidden_mapping_in. Whole names, with or without the base model's prefix.
+TARGETS_OF_ARCHITECTURE = {
+    "albert": r"(.*\.)?(word_embeddings|attention\.(query|key|value|dense)|ffn|ffn_output|pooler)",
+    "bert": r"(.*\.)?(word_embeddings|encoder\.layer\.\d+\.(.*\.)?(query|key|value|dense)|pooler\.dense)",
+}
+
+# The shapes of the paper's tables, by the size of the weight (out x in, or vocabulary x dimension); 30522 words are
+# padded to 30720 inside.
+_PAPER_SHAPES = {
+    (30000, 128): ((5, 10, 10, 10, 6), (2, 2, 4, 4, 2)),
+    (30522, 768): ((5, 8, 8, 8, 12), (4, 4, 4, 4, 3)),
+    (3072, 768): ((4, 4, 8, 6, 4), (3, 4, 4, 4, 4)),
+    (768, 3072): ((3, 4, 4, 4, 4), (4, 4, 8, 6, 4)),
+    (768, 768): ((3, 4, 4, 4, 4), (4, 4, 4, 4, 3)),
+}
+
+
+@dataclass(frozen=True)
+class MPOConfig:
+    """How to compress a model.
+
+    At most one of ``ratio``, ``rank`` and ``tol`` sets the budget. None of them means interleaved
+    MPOs at full rank: lossless, a little larger than dense, for lightweight fine-tuning.
+
+    Parameters
+    ----------
+    ratio : float, optional
+        Parameters kept over dense parameters, over the weight matrices of the targeted modules at rest, in (0, 1].
+    rank : int or dict from pattern to int, optional
+        A cap on every bond; with a dict, of the modules whose name a pattern matches (a suffix or a regular
+        expression for the whole name), the others keep full bonds.
+    tol : float, optional
+        Relative (weighted) error that every matrix may have, in [0, 1).
+    shape : {"auto", "low_rank", "interleaved"}
+        ``low_rank`` is ``U V`` (an SVD in the weighted norm), ``interleaved`` the paper's, ``auto``
+        takes per matrix the one with the lower (weighted) error at equal parameters.
+    order : int
+        Sites of an interleaved MPO. With 5, the paper's shapes are used where it has one.
+    target_modules : str or list of str, optional
+        As in PEFT: a list of suffixes, or one regular expression that matches whole names. By default the word
+        embedding, the encoder's linear layers and the pooler, for architectures with a preset.
+    exclude_modules : str or list of str, optional
+        Likewise; wins over ``target_modules``.
+    allot : {"model", "module"}
+        ``model`` shares one budget among all matrices, by relative (weighted) error per parameter;
+        ``module`` lets every matrix keep ``ratio`` by itself (interleaved: by the largest single cap).
+
+    Raises
+    ------
+    ValueError, TypeError
+        If a value is out of range, or two budgets are given.
+
+    Examples
+    --------
+    >>> MPOConfig(ratio=0.5, shape="low_rank").ratio
+    0.5
+    """
+
+    ratio: float | None = None
+    rank: int | Mapping[str, int] | None = None
+    tol: float | None = None
+    shape: str = "auto"
+    order: int = 5
+    target_modules: str | Sequence[str] | None = None
+    exclude_modules: str | Sequence[str] | None = None
+    allot: str = "model"
+
+    def __post_init__(self) -> None:
+        budgets = [name for name in ("ratio", "rank", "tol") if getattr(self, name) is not None]
+        if len(budgets) > 1:
+            raise ValueError(f"MPOConfig: got {' and '.join(budgets)}, expected at most one budget")
+        _check_number(self.ratio, "ratio", "in (0, 1]", lambda value: 0 < value <= 1)
+        _check_number(self.tol, "tol", "in [0, 1)", lambda value: 0 <= value < 1)
+        _check_word(self.shape, "shape", _SHAPES)
+        _check_word(self.allot, "allot", _ALLOTMENTS)
+        _check_rank(self.order, "order")
+        if isinstance(self.rank, Mapping):
+            for pattern, rank in self.rank.items():
+                _check_rank(rank, f"rank[{pattern!r}]")
+        elif self.rank is not None:
+            _check_rank(self.rank, "rank")
+        if self.shape == "low_rank" and not budgets:
+            raise ValueError(
+                "MPOConfig: shape='low_rank' without a budget would only enlarge the model; pass ratio, rank or tol"
+            )
+        for name in ("target_modules", "exclude_modules"):
+            _check_patterns(getattr(self, name), name)
+
+    @property
+    def is_lossless(self) -> bool:
+        """Whether no budget is set."""
+        return self.ratio is None and self.rank is None and self.tol is None
+
+    def interleaved_shape(self, weight_shape: tuple[int, int], *, is_embedding: bool) -> tnmpo.MPOShape:
+        """The paper's shape of such a weight, or balanced factors; a vocabulary is padded inside."""
+        if self.order == 5 and weight_shape in _PAPER_SHAPES:
+            return tnmpo.MPOShape(*_PAPER_SHAPES[weight_shape])
+        rows, cols = weight_shape
+        return tnmpo.plan_shape((tnmpo.padded_size(rows, self.order) if is_embedding else rows, cols), self.order)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values, for a JSON file."""
+        return asdict(self)
+
+
+def _check_number(value: Any, name: str, wanted: str, fits: Any) -> None:
+    if value is None:
+        return
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise TypeError(f"{name}: got {value!r}, expected a number {wanted}")
+    if not fits(value):
+        raise ValueError(f"{name}: got {value}, expected a number {wanted}")
+
+
+def _check_word(value: Any, name: str, words: Sequence[str]) -> None:
+    if value not in words:
+        raise ValueError(f"{name}: got {value!r}, expected one of {', '.join(map(repr, words))}")
+
+
+def _check_rank(value: Any, name: str) -> None:
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise TypeError(f"{name}: got {value!r}, expected a positive integer")
+    if value < 1:
+        raise ValueError(f"{name}: got {value}, expected a positive integer")
+
+
+def _check_patterns(value: Any, name: str) -> None:
+    if value is None or isinstance(value, str):
+        return
+    if not isinstance(value, Sequence) or not all(isinstance(entry, str) for entry in value):
+        raise TypeError(f"{name}: got {value!r}, expected a list of name suffixes or one regular expression")
+    if len(value) == 0:
+        raise ValueError(f"{name}: got an empty list, expected at least one name suffix")

@@ -1,0 +1,131 @@
+"""Predict a task's labels and score them."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from transformers.utils import logging as transformers_logging
+
+from .tasks import Split, Task
+
+Texts = Sequence[tuple[str, ...]]
+
+
+def token_batches(
+    model: nn.Module, tokenizer: Any, texts: Texts, *, batch_size: int = 64, max_length: int = 128
+) -> Iterator[dict[str, Tensor]]:
+    """Tokenise texts in their order, padded to the longest of each batch.
+
+    Parameters
+    ----------
+    model : nn.Module
+        Decides which inputs are made: token types only for pairs, and where its ``forward`` takes them.
+    tokenizer : transformers tokenizer
+    texts : sequence of tuples of one or two sentences
+
+    Yields
+    ------
+    dict of (batch, length) tensors
+    """
+    takes_types = "token_type_ids" in inspect.signature(model.forward).parameters
+    for start in range(0, len(texts), batch_size):
+        columns = list(zip(*texts[start : start + batch_size], strict=True))
+        encoded = tokenizer(
+            *(list(column) for column in columns),
+            padding=True,
+            truncation=True,
+            max_length=max_length,
+            return_tensors="pt",
+            return_token_type_ids=takes_types and len(columns) == 2,
+        )
+        yield dict(encoded)
+
+
+@torch.no_grad()
+def predict(
+    model: nn.Module, tokenizer: Any, task: Task, split: Split, *, batch_size: int = 64, max_length: int = 128
+) -> np.ndarray:
+    """The model's answers: class ids, or real values for a regression.
+
+    A model without a head answers a regression on pairs (STS-B) with the cosine similarity of the mean of its
+    token vectors, padding left out.
+
+    Returns
+    -------
+    (n,) array
+
+    Raises
+    ------
+    ValueError
+        If the model has no head for the task, or one of another size.
+    """
+    if hasattr(model, "classifier"):
+        labels = getattr(getattr(model, "config", None), "num_labels", task.n_labels)
+        if labels != task.n_labels:
+            raise ValueError(
+                f"predict: the model has {labels} labels, task {task.name!r} {task.n_labels}; "
+                "load it with num_labels set, or fine-tune it on this task"
+            )
+        logits = _run(model, tokenizer, split.texts, batch_size, max_length, _logits).float().numpy()
+        return logits[:, 0] if task.is_regression else logits.argmax(-1)
+    if not (task.is_regression and len(task.columns) == 2):
+        raise ValueError(
+            f"predict: a {type(model).__name__} has no classification head, which task {task.name!r} needs; "
+            "fine-tune it on the task first"
+        )
+    first, second = (
+        _run(model, tokenizer, [(text[side],) for text in split.texts], batch_size, max_length, _mean)
+        for side in (0, 1)
+    )
+    return torch.cosine_similarity(first, second).float().numpy()
+
+
+def evaluate(
+    model: nn.Module, tokenizer: Any, task: Task, split: Split, *, batch_size: int = 64, max_length: int = 128
+) -> float:
+    """The task's metric on a split; higher is better.
+
+    Parameters are those of ``predict``.
+
+    Raises
+    ------
+    ValueError
+        If the model has no head for the task.
+    """
+    answers = predict(model, tokenizer, task, split, batch_size=batch_size, max_length=max_length)
+    return task.score(answers, split.labels)
+
+
+def _logits(output: Any, batch: dict[str, Tensor]) -> Tensor:
+    return output.logits
+
+
+def _mean(output: Any, batch: dict[str, Tensor]) -> Tensor:
+    mask = batch["attention_mask"][..., None]
+    return (output.last_hidden_state * mask).sum(1) / mask.sum(1)
+
+
+def _run(model: nn.Module, tokenizer: Any, texts: Texts, batch_size: int, max_length: int, read: Any) -> Tensor:
+    """Results in the order of the texts, which run sorted by length so that little padding is computed."""
+    order = sorted(range(len(texts)), key=lambda index: sum(map(len, texts[index])))
+    device = next(model.parameters()).device
+    training = model.training
+    model.eval()
+    try:
+        results: list[Tensor] = []
+        batches = token_batches(
+            model, tokenizer, [texts[index] for index in order], batch_size=batch_size, max_length=max_length
+        )
+        total = -(-len(texts) // batch_size)
+        for batch in transformers_logging.tqdm(batches, desc="evaluate", total=total, leave=False):
+            on_device = {key: value.to(device) for key, value in batch.items()}
+            with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
+                results.append(read(model(**on_device), on_device).cpu())
+    finally:
+        model.train(training)
+    return torch.cat(results)[np.argsort(order)]

@@ -1,0 +1,213 @@
+"""What a compression did, and what is trained: numbers to read and to print."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from torch import nn
+
+import tnmpo
+
+from .targets import Target, mpo_layers
+
+_SPEED_BATCH = 512  # tokens at which reports compare the cost with a dense layer
+
+
+@dataclass(frozen=True)
+class ModuleReport:
+    """One weight matrix before and after.
+
+    Attributes
+    ----------
+    name : str
+    weight_shape : (I, J)
+    kind : {"low-rank", "interleaved", "whole"}
+        A whole matrix is an MPO of order 1: its factors would have been as large as itself.
+    ranks : tuple of int
+        With the boundary ones.
+    dense_parameters, parameters : int
+    relative_error : float
+        Exact, in the calibrated norm where ``weighted`` is true, else the Frobenius norm.
+    relative_cost : float
+        FLOPs of the layer on 512 tokens over those of the dense one. Above 1 it is slower.
+    tied : tuple of str
+        Other modules that share the weight.
+    """
+
+    name: str
+    weight_shape: tuple[int, int]
+    kind: str
+    ranks: tuple[int, ...]
+    dense_parameters: int
+    parameters: int
+    relative_error: float
+    weighted: bool
+    relative_cost: float
+    tied: tuple[str, ...] = ()
+
+    @classmethod
+    def compressed(cls, target: Target, mpo: tnmpo.MPO, error: float | None, *, weighted: bool) -> ModuleReport:
+        rows, cols = target.weight.shape
+        return cls(
+            name=target.name,
+            weight_shape=(rows, cols),
+            kind="whole" if mpo.order == 1 else "low-rank" if mpo.shape.is_low_rank else "interleaved",
+            ranks=mpo.ranks,
+            dense_parameters=rows * cols,
+            parameters=mpo.n_parameters,
+            relative_error=error or 0.0,
+            weighted=weighted and error is not None,
+            relative_cost=tnmpo.contraction_plan(mpo.shape, mpo.ranks, _SPEED_BATCH).relative_cost,
+            tied=target.names[1:],
+        )
+
+
+@dataclass(frozen=True)
+class CompressionReport:
+    """What ``compress`` did; ``print`` shows it as a table.
+
+    Attributes
+    ----------
+    modules : tuple of ModuleReport
+    uncovered : tuple of (name, parameters, share of the model's parameters)
+        Weights of two and more axes that no target covered, largest first.
+    model_parameters : int
+        Of the whole model afterwards, shared ones counted once.
+    """
+
+    modules: tuple[ModuleReport, ...]
+    uncovered: tuple[tuple[str, int, float], ...]
+    model_parameters: int
+
+    @property
+    def dense_parameters(self) -> int:
+        """Of the targeted matrices, before."""
+        return sum(module.dense_parameters for module in self.modules)
+
+    @property
+    def parameters(self) -> int:
+        """Of the targeted matrices, after."""
+        return sum(module.parameters for module in self.modules)
+
+    @property
+    def ratio(self) -> float:
+        """Parameters kept over dense parameters, of the targeted matrices."""
+        return self.parameters / self.dense_parameters
+
+    @property
+    def slower(self) -> tuple[str, ...]:
+        """The linear layers that need more FLOPs than dense ones on 512 tokens."""
+        return tuple(module.name for module in self.modules if module.relative_cost > 1)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values, for a JSON file."""
+        return {
+            "modules": [asdict(module) for module in self.modules],
+            "uncovered": [list(entry) for entry in self.uncovered],
+            "dense_parameters": self.dense_parameters,
+            "parameters": self.parameters,
+            "ratio": self.ratio,
+            "model_parameters": self.model_parameters,
+        }
+
+    def __str__(self) -> str:
+        width = max(len(module.name) for module in self.modules)
+        lines = [
+            f"{'module':{width}}  {'weight':>12}  {'kind':11}  {'bonds':>16}  {'kept':>6}  {'error':>8}  {'FLOPs':>6}"
+        ]
+        for module in self.modules:
+            size = f"{module.weight_shape[0]} x {module.weight_shape[1]}"
+            bonds = "-".join(map(str, module.ranks[1:-1]))
+            kept = module.parameters / module.dense_parameters
+            lines.append(
+                f"{module.name:{width}}  {size:>12}  {module.kind:11}  {bonds:>16}  {kept:6.3f}  "
+                f"{module.relative_error:8.2e}  {module.relative_cost:5.2f}x"
+            )
+        norm = "weighted by the calibration" if any(module.weighted for module in self.modules) else "Frobenius"
+        lines += [
+            f"kept {self.parameters:,} of {self.dense_parameters:,} parameters of {len(self.modules)} matrices "
+            f"({self.ratio:.4f}); the whole model has {self.model_parameters:,}",
+            f"error: relative, {norm}; FLOPs: of the dense layer's, at {_SPEED_BATCH} tokens",
+        ]
+        if self.slower:
+            lines.append(
+                f"{len(self.slower)} of {len(self.modules)} layers are slower than dense: their cores are contracted "
+                "to the matrix on each call; they save storage and trained parameters, not time"
+            )
+        for name, count, share in self.uncovered[:5]:
+            lines.append(f"not covered: {name}, {count:,} parameters, {share:.1%} of the dense model")
+        if len(self.uncovered) > 5:
+            rest = sum(share for _, _, share in self.uncovered[5:])
+            lines.append(f"not covered: {len(self.uncovered) - 5} more, {rest:.1%} together")
+        return "\n".join(lines)
+
+
+def uncovered_weights(model: nn.Module, targets: Sequence[Target]) -> tuple[tuple[str, int, float], ...]:
+    """The weights of two and more axes that are in no target, largest first, with their share of all parameters."""
+    covered = {id(target.weight) for target in targets}
+    total = sum(parameter.numel() for parameter in model.parameters())
+    rest = [
+        (name, parameter.numel(), parameter.numel() / total)
+        for name, parameter in model.named_parameters()
+        if parameter.ndim >= 2 and id(parameter) not in covered
+    ]
+    return tuple(sorted(rest, key=lambda entry: -entry[1]))
+
+
+@dataclass(frozen=True)
+class ParameterReport:
+    """How many parameters a model has, of which kind, and how many are trained; shared ones count once."""
+
+    total: int
+    trainable: int
+    central: int
+    auxiliary: int
+    other: int
+
+    @property
+    def trainable_share(self) -> float:
+        return self.trainable / self.total
+
+    def __str__(self) -> str:
+        return (
+            f"trainable params: {self.trainable:,} || all params: {self.total:,} || "
+            f"trainable%: {100 * self.trainable_share:.4f}\n"
+            f"central: {self.central:,} || auxiliary: {self.auxiliary:,} || other: {self.other:,}"
+        )
+
+
+def parameter_report(model: nn.Module) -> ParameterReport:
+    """Count the parameters of a model by kind.
+
+    Parameters
+    ----------
+    model : nn.Module
+        Compressed or not; a dense one has only ``other`` parameters.
+
+    Returns
+    -------
+    ParameterReport
+        The first line of its text has PEFT's words and format.
+
+    Examples
+    --------
+    >>> import torch
+    >>> print(parameter_report(torch.nn.Linear(3, 2)))
+    trainable params: 8 || all params: 8 || trainable%: 100.0000
+    central: 0 || auxiliary: 0 || other: 8
+    """
+    central = auxiliary = 0
+    for _, layer, _ in mpo_layers(model):
+        central += sum(layer.cores[site].numel() for site in layer.central)
+        auxiliary += sum(layer.cores[site].numel() for site in layer.auxiliary)
+    parameters = list(model.parameters())
+    total = sum(parameter.numel() for parameter in parameters)
+    return ParameterReport(
+        total=total,
+        trainable=sum(parameter.numel() for parameter in parameters if parameter.requires_grad),
+        central=central,
+        auxiliary=auxiliary,
+        other=total - central - auxiliary,
+    )
