@@ -105,7 +105,9 @@ def dense_root(metric: Any, size: int) -> np.ndarray:
     if values.ndim == 1:
         return np.diag(np.sqrt(values))
     eigenvalues, vectors = np.linalg.eigh(values)
-    return (vectors * np.sqrt(np.maximum(eigenvalues, 0))) @ vectors.conj().T
+    # what is below the resolution of the metric is zero: its root would be a visible 1e-8
+    eigenvalues[eigenvalues <= size * 2.2e-16 * np.max(np.abs(eigenvalues))] = 0
+    return (vectors * np.sqrt(eigenvalues)) @ vectors.conj().T
 
 
 def weighted(dense: np.ndarray, weight: Weight) -> np.ndarray:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import math
+import pickle
 import threading
 from itertools import pairwise
 
@@ -341,9 +343,9 @@ def test_an_int_caps_every_bond(case: Case, cap):
 def test_a_tolerance_is_kept(case: Case, tolerance):
     mpo = mpo_decompose(case.W, case.shape, Tolerance(tolerance))
     total = norm(case.dense)
-    assert mpo.truncation.upper_bound <= tolerance * total * (1 + 1e-12) + case.slack * (
-        case.dtype in ("float32", "complex64")
-    )
+    # singles are rounded on the way; the squares of values below 1e-154 of the largest vanish
+    rounding = case.slack if case.dtype in ("float32", "complex64") else 1e-150 * total
+    assert mpo.truncation.upper_bound <= tolerance * total * (1 + 1e-12) + rounding
     assert norm(case.dense - dense_of(mpo.cores)) <= tolerance * total + case.slack
 
 
@@ -395,8 +397,9 @@ def test_an_entropy_fraction_is_kept_and_minimal(case: Case, fraction):
         p = (spectrum / (norm(spectrum) or 1)) ** 2
         kept = np.cumsum(-p * np.log(np.where(p > 0, p, 1)))
         # from both sides, as rounding may decide a tie
-        low, high = (int(np.searchsorted(kept, fraction * kept[-1] * (1 + sign * 1e-9))) + 1 for sign in (-1, 1))
-        wanted.append((low, min(high, len(p))))
+        low, high = (int(np.searchsorted(kept, fraction * kept[-1] * (1 + sign * 1e-6))) + 1 for sign in (-1, 1))
+        # and an entropy of the order of the rounding says nothing
+        wanted.append((low, min(high, len(p))) if kept[-1] > 1e-9 else (1, len(p)))
     wanted.append(1)
     for bond in range(1, case.shape.order):
         low, high = wanted[bond]
@@ -646,10 +649,30 @@ def test_the_ends_of_a_dtypes_range(backend, dtype, scale):
     assert 0.3 < mpo.truncation.relative_error < 0.9
 
 
-def test_the_record_and_the_value_print_and_travel():
-    import copy
-    import pickle
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_dependent_columns(dtype):
+    """In single precision complex, torch's QR of such matrices has returned NaN."""
+    rng = np.random.default_rng(0)
+    for _ in range(60):
+        column = rng.normal(size=(20, 1)) + (1j * rng.normal(size=(20, 1)) if dtype.startswith("complex") else 0)
+        W = array_of(1e-9 * column * (rng.random(6) < 0.6), "torch", dtype)
+        for shape in (((20, 1), (1, 6)), ((2, 10), (3, 2)), ((5, 2, 2), (1, 3, 2))):
+            assert_close(mpo_decompose(W, shape).to_matrix(), W, SLACK[dtype] * norm(numpy_of(W)))
+            assert mpo_decompose(W, shape, 1).truncation.relative_error <= SLACK[dtype] * 10 or shape[0] != (20, 1)
+            assert_close(canonicalize(mpo_decompose(W, shape), 0).to_matrix(), W, SLACK[dtype] * norm(numpy_of(W)))
 
+
+def test_rows_of_no_weight_are_regressed_on_the_others():
+    """Weighted on both sides, what has no weight follows the rows that have some, as it does with one side weighted."""
+    rng = np.random.default_rng(0)
+    W = rng.normal(size=(30, 3)) @ rng.normal(size=(3, 8))
+    counts = rng.integers(1, 9, size=30).astype(float)
+    counts[10:20] = 0
+    for weight in (Weight(rows=counts), Weight(rows=counts, cols=np.cov(rng.normal(size=(8, 40))))):
+        assert np.allclose(mpo_decompose(W, MPOShape.low_rank(W.shape), 3, weight=weight).to_matrix(), W)
+
+
+def test_the_record_and_the_value_print_and_travel():
     mpo = mpo_decompose(torch.ones(12, 12), ((2, 3, 2), (3, 2, 2)), 2)
     assert repr(mpo).startswith("MPO of a 12 x 12 matrix (pytorch, float32)")
     assert "bonds  1-2-2-1, center 1" in repr(mpo)

@@ -18,6 +18,7 @@ Backend = Any  # a TensorLy backend object
 _BACKEND_OF_PACKAGE = {"numpy": "numpy", "torch": "pytorch"}
 _WORKING_DTYPE = {"float16": "float32", "bfloat16": "float32"}
 _DOUBLE_DTYPE = {"float32": "float64", "complex64": "complex128"}
+_REAL_DTYPE = {"complex64": "float32", "complex128": "float64"}
 _INEXACT_DTYPES = {"float16", "bfloat16", "float32", "float64", "complex64", "complex128"}
 
 
@@ -166,16 +167,44 @@ def thin_svd(backend: Backend, matrix: Array) -> tuple[Array, Array, Array]:
     tell; in double precision from the R factor of a QR. Either way ``rest`` is one product.
     Cost: O(m n min(m, n)).
     """
+    given = matrix
+    matrix, scale = _factorable(given)
     rows, columns = matrix.shape
     if columns >= 2 * rows:
         basis, spectrum = _left_vectors(backend, matrix)
-        return basis, spectrum, adjoint(backend, basis) @ matrix
-    if rows >= 2 * columns:
+        rest = adjoint(backend, basis) @ matrix
+    elif rows >= 2 * columns:
         q, r = backend.qr(matrix)  # (m, n), (n, n)
         u, spectrum, vh = backend.svd(r, full_matrices=False)
-        return q @ u, spectrum, _scale_rows(spectrum, vh)
-    u, spectrum, vh = backend.svd(matrix, full_matrices=False)
-    return u, spectrum, _scale_rows(spectrum, vh)
+        basis, rest = q @ u, spectrum[:, None] * vh
+    else:
+        basis, spectrum, vh = backend.svd(matrix, full_matrices=False)
+        rest = spectrum[:, None] * vh
+    name = dtype_name(given)
+    return cast(basis, name), cast(spectrum * scale, _REAL_DTYPE.get(name, name)), cast(rest * scale, name)
+
+
+def thin_qr(backend: Backend, matrix: Array) -> tuple[Array, Array]:
+    """``matrix = q @ r`` with orthonormal columns in ``q``, at any scale of the entries."""
+    name = dtype_name(matrix)
+    matrix, scale = _factorable(matrix)
+    q, r = backend.qr(matrix)
+    return cast(q, name), cast(r * scale, name)
+
+
+def _factorable(matrix: Array) -> tuple[Array, float]:
+    """``matrix / scale`` as LAPACK can take it, and the scale.
+
+    Entries are brought around 1, by a power of two so that nothing is rounded: factorisations sum squares. And single
+    precision complex becomes double: there torch's QR (MKL) returns NaN for some matrices of dependent columns.
+    """
+    if dtype_name(matrix) == "complex64":
+        matrix = double(matrix)
+    largest = peak(matrix)
+    if largest == 0 or 1e-6 < largest < 1e6 or not math.isfinite(largest):
+        return matrix, 1.0
+    scale = max(math.ldexp(1.0, math.frexp(largest)[1] - 1), float(np.finfo(dtype_name(matrix)).tiny))
+    return matrix / scale, scale
 
 
 def _left_vectors(backend: Backend, matrix: Array) -> tuple[Array, Array]:
@@ -185,11 +214,7 @@ def _left_vectors(backend: Backend, matrix: Array) -> tuple[Array, Array]:
         wide = double(matrix)
         values, vectors = backend.eigh(wide @ adjoint(backend, wide))  # ascending
         spectrum = backend.sqrt(backend.clip(backend.flip(values), 0.0))
-        return cast(backend.flip(vectors, axis=1), name), cast(spectrum, name.replace("complex64", "float32"))
+        return cast(backend.flip(vectors, axis=1), name), cast(spectrum, name)
     _, r = backend.qr(adjoint(backend, matrix))  # (m, m): matrix = r^H q^H
     u, spectrum, _ = backend.svd(adjoint(backend, r), full_matrices=False)
     return u, spectrum
-
-
-def _scale_rows(values: Array, matrix: Array) -> Array:
-    return values[:, None] * matrix

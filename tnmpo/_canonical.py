@@ -75,7 +75,7 @@ def is_canonical(mpo: MPO, center: int | None = None, *, tolerance: float | None
     """
     mpo = check_mpo(mpo)
     if tolerance is not None and (isinstance(tolerance, bool) or not isinstance(tolerance, Real) or not tolerance >= 0):
-        raise ValueError(f"tolerance: got {tolerance!r}, expected a number >= 0")
+        raise ValueError(f"tolerance: got {tolerance!r}, expected a number >= 0; None is the dtype's own")
     center = mpo.center if center is None else check_center(center, mpo.order)
     if center is None:
         return False

@@ -17,7 +17,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from ._backend import Array, Backend, adjoint, thin_svd, to_numpy
+from ._backend import Array, Backend, adjoint, thin_qr, thin_svd, to_numpy
 from ._bounds import l2_norm
 from ._contract import merge_order
 
@@ -138,7 +138,7 @@ def _qr_right(backend: Backend, cores: Sequence[Array], stop: int) -> Cores:
         #  ▶━▶━●━●━●      before: site k is anything
         #  ▶━▶━▶━●━●      after: its triangular factor went into site k + 1
         left, size, right = cores[k].shape
-        q, r = backend.qr(cores[k].reshape(left * size, right))  # (left*size, new), (new, right)
+        q, r = thin_qr(backend, cores[k].reshape(left * size, right))  # (left*size, new), (new, right)
         cores[k] = q.reshape(left, size, -1)
         cores[k + 1] = _carry(r, cores[k + 1])
     return cores

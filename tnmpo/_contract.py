@@ -77,6 +77,7 @@ def contraction_plan(shape: Any, ranks: Sequence[int], batch: int = 1) -> Contra
 
     Examples
     --------
+    >>> from tnmpo import MPOShape
     >>> low_rank = contraction_plan(MPOShape.low_rank((768, 768)), (1, 96, 1), batch=512)
     >>> low_rank.execution, low_rank.relative_cost
     ('factored', 0.25)

@@ -69,7 +69,7 @@ def mpo_decompose(
     >>> mpo.ranks, np.allclose(mpo.to_matrix(), W)
     ((1, 8, 12, 1), True)
     >>> cut = mpo_decompose(W, shape=((2, 3, 4), (4, 3, 3)), rank=(6, 5))
-    >>> np.isclose(cut.truncation.error, np.linalg.norm(W - cut.to_matrix()))
+    >>> bool(np.isclose(cut.truncation.error, np.linalg.norm(W - cut.to_matrix())))
     True
     """
     backend = backend_of(W, "W")

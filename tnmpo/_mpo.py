@@ -10,7 +10,7 @@ from typing import Any
 from . import _chain
 from ._backend import Array, all_finite, backend_of, cast, check_dtype, dtype_name
 from ._bounds import Truncation
-from ._shapes import MPOShape, n_parameters
+from ._shapes import MPOShape, n_parameters, shown
 
 
 class MPO:
@@ -169,7 +169,7 @@ def check_center(center: Any, order: int) -> int:
     if center is None:
         return order // 2
     if isinstance(center, bool) or not isinstance(center, Integral):
-        raise TypeError(f"center: got {center!r}, expected a site index from 0 to {order - 1}")
+        raise TypeError(f"center: got {shown(center)}, expected a site index from 0 to {order - 1}")
     site = int(center)
     if not 0 <= site < order:
         raise ValueError(f"center: got {site}, expected a site index from 0 to {order - 1}")

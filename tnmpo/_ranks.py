@@ -13,7 +13,7 @@ import numpy as np
 
 from ._backend import to_numpy
 from ._bounds import l2_norm
-from ._shapes import clip_ranks, dimensions, n_parameters, positive_int
+from ._shapes import clip_ranks, dimensions, n_parameters, positive_int, shown
 
 Spectra = Sequence[np.ndarray]
 
@@ -159,7 +159,7 @@ class EntropyFraction:
             raise ValueError(f"EntropyFraction: got {self.fraction}, expected a number in (0, 1]")
 
     def choose(self, spectra: Spectra, sizes: Sequence[int]) -> tuple[int, ...]:
-        return _lift([1, *(self._rank(spectrum) for spectrum in spectra), 1], sizes)
+        return _lift(sizes, [1, *(self._rank(spectrum) for spectrum in spectra), 1])
 
     def _rank(self, spectrum: np.ndarray) -> int:
         norm = l2_norm(spectrum)
@@ -179,10 +179,10 @@ def choose_ranks(rank: Any, spectra: Spectra, sizes: Sequence[int]) -> tuple[int
     """
     if isinstance(rank, str):
         if rank != "same":
-            raise ValueError(f"rank: got {rank!r}, expected 'same' or {_EXPECTED}")
+            raise ValueError(f"rank: got {shown(rank)}, expected 'same' or {_EXPECTED}")
         rank = 1.0
     if isinstance(rank, bool) or rank is None:
-        raise TypeError(f"rank: got {rank!r}, expected {_EXPECTED}")
+        raise TypeError(f"rank: got {shown(rank)}, expected {_EXPECTED}")
     if isinstance(rank, Integral):
         return MaxRank(positive_int(rank, "rank")).choose(spectra, sizes)
     if isinstance(rank, Real):
@@ -199,7 +199,7 @@ def choose_ranks(rank: Any, spectra: Spectra, sizes: Sequence[int]) -> tuple[int
         return _exact(rank, spectra, sizes)
     if callable(getattr(rank, "choose", None)) and not isinstance(rank, type | np.ndarray | np.generic):
         return _exact(rank.choose(spectra, sizes), spectra, sizes)
-    raise TypeError(f"rank: got {rank!r}, expected {_EXPECTED}")
+    raise TypeError(f"rank: got {shown(rank)}, expected {_EXPECTED}")
 
 
 def _floor(value: float) -> int:
@@ -232,7 +232,7 @@ def _exact(rank: Sequence[Any], spectra: Spectra, sizes: Sequence[int]) -> tuple
     return clipped
 
 
-def _lift(ranks: Sequence[int], sizes: Sequence[int]) -> tuple[int, ...]:
+def _lift(sizes: Sequence[int], ranks: Sequence[int]) -> tuple[int, ...]:
     """The smallest ranks, none below ``ranks``, that a train can have: neighbours of a large bond are raised."""
     ranks = list(ranks)
     for k in range(len(sizes) - 1, 0, -1):
@@ -409,7 +409,7 @@ class _Train:
                 continue
             raised = self.ranks.copy()
             raised[bond] += 1
-            ranks = _lift(raised, self.sizes)  # within the full ranks, which a train can have
+            ranks = _lift(self.sizes, raised)  # within the full ranks, which a train can have
             cost = n_parameters(self.sizes, ranks) - before
             yield _Raise(self._between(self.ranks, ranks) / cost, cost, ranks)
 

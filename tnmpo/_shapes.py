@@ -118,7 +118,7 @@ class MPOShape:
         >>> MPOShape((2, 2, 8), (2, 2, 8)).clip_ranks((1, 3, 16, 1))
         (1, 3, 12, 1)
         """
-        return clip_ranks(self.site_sizes, ranks)
+        return clip_ranks(self.site_sizes, check_ranks(ranks, self.order))
 
 
 def clip_ranks(sizes: Sequence[int], ranks: Sequence[int]) -> tuple[int, ...]:
@@ -139,7 +139,7 @@ def n_parameters(sizes: Sequence[int], ranks: Sequence[int]) -> int:
 def check_ranks(ranks: Any, order: int) -> tuple[int, ...]:
     """``ranks`` as the n + 1 bond dimensions of a train, the boundary ones included."""
     if isinstance(ranks, str) or not isinstance(ranks, Sequence):
-        raise TypeError(f"ranks: got {ranks!r}, expected a tuple of {order + 1} positive integers")
+        raise TypeError(f"ranks: got {shown(ranks)}, expected a tuple of {order + 1} positive integers")
     ranks = tuple(positive_int(rank, "ranks") for rank in ranks)
     if len(ranks) != order + 1 or ranks[0] != 1 or ranks[-1] != 1:
         raise ValueError(f"ranks: got {ranks} for order {order}, expected {order + 1} entries with ones at both ends")
@@ -170,7 +170,9 @@ def as_shape(shape: Any, matrix_shape: tuple[int, int] | None = None) -> MPOShap
         return plan_shape(matrix_shape)
     if not isinstance(shape, MPOShape):
         if isinstance(shape, str) or not isinstance(shape, Sequence):
-            raise TypeError(f"shape: got {shape!r}, expected (rows, columns) such as ((4, 4), (2, 8)), or an MPOShape")
+            raise TypeError(
+                f"shape: got {shown(shape)}, expected (rows, columns) such as ((4, 4), (2, 8)), or an MPOShape"
+            )
         if len(shape) != 2:
             raise ValueError(f"shape: got {len(shape)} parts, expected two: (rows, columns)")
         shape = MPOShape(*shape)
@@ -203,13 +205,13 @@ def plan_shape(matrix_shape: tuple[int, int], order: int = 5) -> MPOShape:
     Examples
     --------
     >>> plan_shape((768, 3072)).full_ranks
-    (1, 12, 192, 192, 12, 1)
+    (1, 12, 288, 256, 16, 1)
     >>> plan_shape((7, 6), order=3)
-    MPOShape(rows=(1, 7, 1), cols=(1, 3, 2))
+    MPOShape(rows=(1, 7, 1), cols=(2, 3, 1))
     """
     rows, cols = _matrix_shape(matrix_shape)
     order = positive_int(order, "order")
-    return MPOShape(_around_middle(_balanced(rows, order)), _around_middle(_balanced(cols, order), flip=True))
+    return MPOShape(_around_middle(_balanced(rows, order), flip=True), _around_middle(_balanced(cols, order)))
 
 
 def padded_size(size: int, order: int = 5) -> int:
@@ -234,10 +236,16 @@ def padded_size(size: int, order: int = 5) -> int:
     return size
 
 
+def shown(value: Any) -> str:
+    """What came, in the one line that an error has: arrays print several."""
+    line = " ".join(repr(value).split())
+    return line if len(line) <= 80 else f"{line[:80]}..."
+
+
 def positive_int(value: Any, argument: str) -> int:
     """``value`` as an int, or an error that names ``argument``; booleans are not numbers here."""
     if isinstance(value, bool) or not isinstance(value, Integral):
-        raise TypeError(f"{argument}: got {value!r}, expected a positive integer")
+        raise TypeError(f"{argument}: got {shown(value)}, expected a positive integer")
     if value < 1:
         raise ValueError(f"{argument}: got {value}, expected a positive integer")
     return int(value)
@@ -246,7 +254,7 @@ def positive_int(value: Any, argument: str) -> int:
 def dimensions(values: Any, argument: str) -> tuple[int, ...]:
     """``values`` as a tuple of positive integers, or an error that names ``argument``."""
     if isinstance(values, str) or not isinstance(values, Sequence):
-        raise TypeError(f"{argument}: got {values!r}, expected a tuple of positive integers")
+        raise TypeError(f"{argument}: got {shown(values)}, expected a tuple of positive integers")
     if not values:
         raise ValueError(f"{argument}: got an empty tuple, expected at least one dimension")
     return tuple(positive_int(value, argument) for value in values)
@@ -254,7 +262,7 @@ def dimensions(values: Any, argument: str) -> tuple[int, ...]:
 
 def _matrix_shape(matrix_shape: Any) -> tuple[int, int]:
     if not isinstance(matrix_shape, Sequence) or len(matrix_shape) != 2:
-        raise ValueError(f"matrix_shape: got {matrix_shape!r}, expected a pair (I, J)")
+        raise ValueError(f"matrix_shape: got {shown(matrix_shape)}, expected a pair (I, J)")
     return positive_int(matrix_shape[0], "matrix_shape"), positive_int(matrix_shape[1], "matrix_shape")
 
 

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ._backend import Array, Backend, adjoint, cast, double, dtype_name, like, thin_svd
+from ._backend import Array, Backend, adjoint, cast, double, dtype_name, like, thin_qr, thin_svd
 from ._shapes import MPOShape
 from ._weights import Weight, times
 
@@ -69,10 +69,10 @@ def of_train(backend: Backend, cores: Sequence[Array], weight: Weight) -> Factor
     if rows is not None and cols is not None:
         return _both_sides(backend, left @ right, rows, cols)
     if rows is not None:
-        q, r = backend.qr(backend.transpose(right))  # (J, k), (k, k)
+        q, r = thin_qr(backend, backend.transpose(right))  # (J, k), (k, k)
         turned = _columns(backend, q, r @ backend.transpose(left), backend.conj(rows))
         return _transposed(backend, turned)
-    q, r = backend.qr(left)  # (I, k), (k, k)
+    q, r = thin_qr(backend, left)  # (I, k), (k, k)
     return _columns(backend, q, r @ right, cols)
 
 
@@ -87,7 +87,7 @@ def train(factors: Factors, rank: int, order: int) -> list[Array]:
 def _isometry(backend: Backend, matrix: Array) -> tuple[Array | None, Array]:
     """``matrix = isometry @ core`` with a core that is not taller than wide; None is the identity."""
     if matrix.shape[0] > matrix.shape[1]:
-        return backend.qr(matrix)
+        return thin_qr(backend, matrix)
     return None, matrix
 
 

@@ -34,8 +34,8 @@ class Weight:
     --------
     >>> import numpy as np
     >>> weight = Weight(cols=np.array([4.0, 1.0]))
-    >>> float(weight.norm(np.array([[3.0, 0.0], [0.0, 2.0]]))) ** 2
-    40.0
+    >>> weight.norm(np.array([[1.5, 0.0], [0.0, 4.0]]))  # sqrt(4 * 1.5^2 + 1 * 4^2)
+    5.0
     """
 
     rows: Array | None = None
@@ -137,4 +137,6 @@ def _root(metric: Array | None, argument: str) -> Array | None:
             f"{argument}: got a matrix with the negative eigenvalue {smallest:.3g}, expected a positive "
             "semidefinite one such as a covariance"
         )
-    return (vectors * backend.sqrt(backend.clip(values, 0.0))) @ adjoint(backend, vectors)
+    # Below the resolution an eigenvalue is zero: its root would be seen, 1e-8 of the largest.
+    resolved = backend.where(values > len(values) * 2.2e-16 * peak(values), values, values * 0)
+    return (vectors * backend.sqrt(resolved)) @ adjoint(backend, vectors)

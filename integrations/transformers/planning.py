@@ -77,12 +77,11 @@ class _Planner:
         plans = [make(target, None) for target in targets]
         spectra = [_relative_spectra(plan) for plan in _progress(plans, "spectra")]
         if self.config.shape != "interleaved":
+            # beyond that a low-rank layer would be larger and slower than a dense one
             spectra = [[train[0][: _break_even(target)]] for train, target in zip(spectra, targets, strict=True)]
         budget = math.floor(ratio * sum(math.prod(_size(target)) for target in targets) + 1e-9)
         ranks = tnmpo.allot_ranks(spectra, [plan.shape.site_sizes for plan in plans], budget)
-        plans = [replace(plan, rank=chosen) for plan, chosen in zip(plans, ranks, strict=True)]
-        spare = budget - sum(plan.shape.n_parameters(plan.rank) for plan in plans)
-        return plans if self.config.shape == "interleaved" else _whole_where_no_larger(plans, spare)
+        return [replace(plan, rank=chosen) for plan, chosen in zip(plans, ranks, strict=True)]
 
     def settle(self, plan: Plan) -> Plan:
         """Find the rank that a tolerance needs; a matrix whose factors would be larger than itself stays whole."""
@@ -142,27 +141,14 @@ def _relative_spectra(plan: Plan) -> list[Any]:
 
 
 def _break_even(target: Target) -> int:
-    """The largest rank at which ``U V`` has no more entries than the matrix."""
+    """The largest rank at which ``U V`` is smaller than the matrix."""
     rows, cols = _size(target)
-    return max(1, rows * cols // (rows + cols))
+    return max(1, (rows * cols - 1) // (rows + cols))
 
 
 def _whole(plan: Plan) -> Plan:
     rows, cols = _size(plan.target)
     return replace(plan, shape=tnmpo.MPOShape((rows,), (cols,)), rank=None)
-
-
-def _whole_where_no_larger(plans: Sequence[Plan], spare: int) -> list[Plan]:
-    """Keep a matrix whole where its factors, at the break-even rank, would be as large as itself."""
-    chosen = []
-    for plan in plans:
-        extra = math.prod(_size(plan.target)) - plan.shape.n_parameters(plan.rank)
-        if max(plan.rank) == _break_even(plan.target) and extra <= spare:
-            spare -= extra
-            chosen.append(_whole(plan))
-        else:
-            chosen.append(plan)
-    return chosen
 
 
 def _largest_cap(shape: tnmpo.MPOShape, target: Target, ratio: float) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tempfile
+from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,7 +12,7 @@ from typing import Any
 import torch
 from torch import nn
 from torch.utils.data import Dataset
-from transformers import DataCollatorWithPadding, Trainer, TrainingArguments
+from transformers import DataCollatorWithPadding, PrinterCallback, Trainer, TrainerCallback, TrainingArguments
 from transformers.trainer_utils import get_last_checkpoint
 
 from .evaluation import token_batches
@@ -51,6 +52,7 @@ def finetune(
     folder: str | Path | None = None,
     save_steps: int = 500,
     progress: bool = True,
+    callbacks: Sequence[TrainerCallback] = (),
 ) -> FinetuneLog:
     """Train the parameters that are trainable, in place, with AdamW and linear decay.
 
@@ -77,7 +79,9 @@ def finetune(
     folder : str or Path, optional
         Where checkpoints of the run are kept, every ``save_steps``; a run that was interrupted goes on from the last.
     progress : bool
-        Whether a progress bar is shown.
+        Whether the Trainer shows its progress bar and logs.
+    callbacks : sequence of TrainerCallback
+        Handed to the Trainer.
 
     Returns
     -------
@@ -114,7 +118,10 @@ def finetune(
             ),
             train_dataset=_Examples(model, tokenizer, task, split, max_length),
             data_collator=DataCollatorWithPadding(tokenizer),
+            callbacks=list(callbacks),
         )
+        if not progress:
+            trainer.remove_callback(PrinterCallback)
         resume = get_last_checkpoint(target) if folder is not None and Path(target).is_dir() else None
         result = trainer.train(resume_from_checkpoint=resume)
     return FinetuneLog(steps, result.training_loss, result.metrics["train_runtime"] / steps)

@@ -1,0 +1,79 @@
+"""Open a model by folder or hub name, compressed or not, with a head for a task."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from torch import nn
+
+from .checkpoint import is_checkpoint, load
+from .tasks import Task
+
+
+def open_model(name: str | Path) -> Any:
+    """A model that ``save`` wrote, or any of transformers, as the class it was saved from.
+
+    Parameters
+    ----------
+    name : str or Path
+        A folder or the name of a model on the Hugging Face hub.
+
+    Raises
+    ------
+    ValueError
+        If there is no such model.
+    """
+    if is_checkpoint(name):
+        return load(name)
+    try:
+        config = transformers.AutoConfig.from_pretrained(name)
+        classify = any(entry.endswith("ForSequenceClassification") for entry in config.architectures or ())
+        auto = transformers.AutoModelForSequenceClassification if classify else transformers.AutoModel
+        return auto.from_pretrained(name)
+    except OSError as error:
+        raise ValueError(f"model: {name} is neither a folder with a model nor a name on the hub: {error}") from error
+
+
+def open_tokenizer(name: str | Path) -> Any:
+    """The tokenizer that belongs to a model.
+
+    Raises
+    ------
+    ValueError
+        If there is none.
+    """
+    try:
+        return transformers.AutoTokenizer.from_pretrained(name)
+    except (OSError, ValueError) as error:
+        raise ValueError(f"model: {name} has no tokenizer beside it: {error}") from error
+
+
+def with_head(model: Any, task: Task, *, seed: int = 0) -> Any:
+    """The model with a classification (or regression) head of the task's size.
+
+    A model that has one keeps it; a bare one, compressed or not, is put under a new one whose
+    weights are drawn with ``seed``.
+
+    Raises
+    ------
+    ValueError
+        If the model has a head of another size.
+    """
+    if hasattr(model, "classifier"):
+        if model.config.num_labels != task.n_labels:
+            raise ValueError(
+                f"model: its head has {model.config.num_labels} labels, task {task.name!r} {task.n_labels}; "
+                "start from a model without a head"
+            )
+        return model
+    config = model.config
+    config.num_labels = task.n_labels
+    config.problem_type = "regression" if task.is_regression else "single_label_classification"
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        headed: nn.Module = transformers.AutoModelForSequenceClassification.from_config(config)
+    setattr(headed, headed.base_model_prefix, model)  # type: ignore[arg-type]
+    return headed

@@ -1,0 +1,59 @@
+"""What is written runs: the examples of every docstring, of the README, and the notebooks."""
+
+from __future__ import annotations
+
+import doctest
+import importlib
+import pkgutil
+import re
+from pathlib import Path
+
+import nbformat
+import pytest
+from nbclient import NotebookClient
+
+import tnmpo
+from tnmpo import integrations
+
+ROOT = Path(__file__).resolve().parents[1]
+# pytest's own doctest collection would import integrations/ under its bare name, which it refuses.
+PACKAGES = [tnmpo, integrations]
+MODULES = sorted(
+    {info.name for package in PACKAGES for info in pkgutil.walk_packages(package.__path__, f"{package.__name__}.")}
+    | {package.__name__ for package in PACKAGES}
+)
+NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
+
+
+@pytest.mark.parametrize("name", [name for name in MODULES if not name.endswith("__main__")])
+def test_docstring_examples(name, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    module = importlib.import_module(name)
+    results = doctest.testmod(module, optionflags=doctest.NORMALIZE_WHITESPACE | doctest.ELLIPSIS)
+    assert results.failed == 0
+
+
+@pytest.mark.parametrize("name", tnmpo.__all__)
+def test_every_public_function_has_examples(name):
+    value = getattr(tnmpo, name)
+    examples = [example for test in doctest.DocTestFinder().find(value, name) for example in test.examples]
+    # records of results are shown where they are made, the protocol where policies are
+    assert examples or name in {"ContractionPlan", "RankPolicy", "Truncation"}
+
+
+def test_the_readmes_blocks_run_in_order(tmp_path, monkeypatch):
+    blocks = re.findall(r"^```python\n(.*?)^```", (ROOT / "README.md").read_text(), re.MULTILINE | re.DOTALL)
+    assert blocks
+    monkeypatch.chdir(tmp_path)
+    namespace = {"__name__": "readme"}
+    for number, block in enumerate(blocks, start=1):
+        exec(compile(block, f"README.md, block {number}", "exec"), namespace)
+
+
+def test_the_notebooks_run(tmp_path):
+    assert (ROOT / "notebooks").is_dir()
+    for path in NOTEBOOKS:
+        notebook = nbformat.read(path, as_version=4)
+        NotebookClient(
+            notebook, timeout=600, kernel_name="python3", resources={"metadata": {"path": tmp_path}}
+        ).execute()
