@@ -28,7 +28,7 @@ docs: $(STAMP)
 	$(BIN)/sphinx-build --fail-on-warning --quiet -b html docs docs/_build/html
 
 test: lint types docs
-	$(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2
 
 clean:
 	rm -rf $(VENV) docs/_build build dist *.egg-info

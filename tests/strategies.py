@@ -71,7 +71,8 @@ def dtype_of(tensor: Any) -> str:
 
 def norm(values: np.ndarray) -> float:
     """The Frobenius norm, at any scale."""
-    largest = float(np.max(np.abs(values), initial=0.0))
+    values = np.abs(values)
+    largest = float(np.max(values, initial=0.0))
     return largest * float(np.linalg.norm(values / largest)) if largest else 0.0
 
 

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import tensorly as tl
 import torch
-from hypothesis import assume, given
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from strategies import (
     BACKENDS,
@@ -56,6 +56,8 @@ from tnmpo import (
     truncate,
 )
 
+# Weights come in many kinds, and each combination of two must have its turn.
+MANY = settings(max_examples=200)
 REAL = {"float32": "float32", "complex64": "float32", "float64": "float64", "complex128": "float64"}
 
 
@@ -451,6 +453,7 @@ def weighted_slack(case: WeightedCase, result: np.ndarray) -> float:
     return SLACK[case.dtype] * amplification * (norm(case.dense) + norm(result))
 
 
+@MANY
 @given(weighted_cases(), st.data())
 def test_a_weighted_cut_is_the_optimum_and_its_error_is_exact(case: WeightedCase, data):
     full = min(case.shape.matrix_shape)
@@ -475,6 +478,7 @@ def test_a_weighted_cut_is_the_optimum_and_its_error_is_exact(case: WeightedCase
     assert_schmidt_basis(mpo)
 
 
+@MANY
 @given(weighted_cases(), st.data())
 def test_truncating_in_a_weighted_norm_is_decomposing_in_it(case: WeightedCase, data):
     rank = data.draw(st.integers(1, min(case.shape.matrix_shape)))
@@ -495,6 +499,7 @@ def test_without_a_cut_a_weight_changes_nothing(case: WeightedCase):
     assert_close(mpo.to_matrix(), case.W, case.slack)
 
 
+@MANY
 @given(weighted_cases(), st.floats(0, 1))
 def test_policies_hold_in_the_weighted_norm(case: WeightedCase, share):
     mpo = mpo_decompose(case.W, case.shape, Tolerance(share), weight=case.weight)
@@ -639,14 +644,26 @@ def test_extreme_shapes(backend, matrix_shape, shape):
 
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize(
-    ("dtype", "scale"), [("float64", 1e-310), ("float64", 1e300), ("float32", 1e-40), ("float32", 1e34)]
+    ("dtype", "scale"),
+    [
+        ("float64", 1e-310),
+        ("float64", 1e300),
+        ("complex128", 1e-310),
+        ("complex128", 1e300),
+        ("float32", 1e-40),
+        ("float32", 1e34),
+        ("complex64", 1e-40),
+        ("complex64", 1e34),
+    ],
 )
 def test_the_ends_of_a_dtypes_range(backend, dtype, scale):
-    W = array_of(np.random.default_rng(0).normal(size=(12, 12)) * scale, backend, dtype)
-    mpo = mpo_decompose(W, ((2, 3, 2), (3, 2, 2)), 3)
+    rng = np.random.default_rng(0)
+    dense = rng.normal(size=(24, 33)) + (1j * rng.normal(size=(24, 33)) if dtype.startswith("complex") else 0)
+    W = array_of(dense * scale, backend, dtype)
+    mpo = mpo_decompose(W, ((2, 2, 2, 3), (3, 11, 1, 1)), 3)
     error = norm(numpy_of(W) - dense_of(mpo.cores))
     assert mpo.truncation.error == pytest.approx(error, rel=1e-3)  # the smallest numbers have few digits
-    assert 0.3 < mpo.truncation.relative_error < 0.9
+    assert 0.3 < mpo.truncation.relative_error < 1
 
 
 @pytest.mark.parametrize("dtype", DTYPES)

@@ -35,6 +35,9 @@ def lost(spectra, ranks):
         (Tolerance(0.46), [[1.0, 0.5, 0.1]], (3, 3), (1, 1, 1)),
         (Tolerance(0.45), [[1.0, 0.5, 0.1]], (3, 3), (1, 2, 1)),
         (Tolerance(0.08), [[1.0, 0.5, 0.1]], (3, 3), (1, 3, 1)),
+        # the edge is at sqrt(0.25 / 1.25) = 0.44721
+        (Tolerance(0.4472), [[1.0, 0.5]], (3, 3), (1, 2, 1)),
+        (Tolerance(0.4473), [[1.0, 0.5]], (3, 3), (1, 1, 1)),
         (Tolerance(0), [[1.0, 0.5, 0.0]], (3, 3), (1, 2, 1)),
         (Tolerance(1e300), [[1.0, 0.5, 0.1]], (3, 3), (1, 1, 1)),
         (Tolerance(1e-300), [[1e300, 1e200, 0]], (3, 3), (1, 2, 1)),
@@ -131,7 +134,7 @@ def test_one_budget_goes_where_the_weight_is():
     assert allot_ranks([[flat], [flat]], [(4, 4), (40, 40)], 8 * 4 + 80 * 1) == [(1, 4, 1), (1, 1, 1)]
     assert allot_ranks([[flat], [10 * flat]], [(4, 4), (40, 40)], 8 * 1 + 80 * 4) == [(1, 1, 1), (1, 4, 1)]
     # one dear direction frees more than needed; what is left over raises the bonds of U M V, both at once
-    dear, cheap = np.array([1.0, 0.01]), np.array([0.5, 0.4, 0.3])
+    dear, cheap = np.array([1.2, 1.2]), np.array([0.5, 0.4, 0.3])
     assert allot_ranks([[dear], [cheap, cheap]], [(50, 50), (5, 1, 5)], 150) == [(1, 1, 1), (1, 3, 3, 1)]
 
 

@@ -68,7 +68,7 @@ class MPOShape:
 
     @property
     def matrix_shape(self) -> tuple[int, int]:
-        """``(I, J)``: the products of the rows and of the columns."""
+        """``(I, J)``, the products of the rows and of the columns."""
         return math.prod(self.rows), math.prod(self.cols)
 
     @property
@@ -83,7 +83,7 @@ class MPOShape:
 
     @property
     def is_low_rank(self) -> bool:
-        """Whether this is ``U V``, or ``U M V``: all rows on the first site, all columns on the last."""
+        """Whether this is ``U V`` or ``U M V``, with all rows on the first site and all columns on the last."""
         return self.order >= 2 and all(i == 1 for i in self.rows[1:]) and all(j == 1 for j in self.cols[:-1])
 
     def n_parameters(self, ranks: Sequence[int]) -> int:

@@ -47,7 +47,7 @@ class MPOEmbedding(MPOLayer):
         embedding_dim: int | None = None,
         padding_idx: int | None = None,
     ) -> None:
-        super().__init__(mpo, (num_embeddings or mpo.matrix_shape[0], embedding_dim or mpo.matrix_shape[1]))
+        super().__init__(mpo, (num_embeddings, embedding_dim))
         self.padding_idx = padding_idx
 
     @classmethod
@@ -115,7 +115,7 @@ class MPOEmbedding(MPOLayer):
             width *= cols[k]
             prefixes = min(math.prod(rows[: k + 1]), n_ids)
             lookup += prefixes * width * ranks[k] * ranks[k + 1]
-        return tnmpo.contraction_plan(self.shape, ranks).rebuild_flops < 2 * lookup
+        return tnmpo.contraction_plan(self.shape, ranks).rebuild_flops <= 2 * lookup
 
     def _lookup(self, ids: Tensor) -> Tensor:
         """The rows of sorted distinct ids: (u,) -> (u, embedding_dim).
@@ -155,9 +155,8 @@ def _extend(vectors: Tensor, digits: Tensor, core: Tensor) -> Tensor:
     _, _, cols, right = core.shape
     order = torch.argsort(digits, stable=True)
     present, sizes = torch.unique_consecutive(digits[order], return_counts=True)
-    blocks = [
-        block.reshape(-1, bond) @ core[:, digit].reshape(bond, cols * right)
-        for block, digit in zip(vectors[order].split(sizes.tolist()), present.tolist(), strict=True)
-    ]
+    # without any vector, one empty block: the result has a shape and a gradient all the same
+    groups = zip(vectors[order].split(sizes.tolist() or [0]), present.tolist() or [0], strict=True)
+    blocks = [block.reshape(-1, bond) @ core[:, digit].reshape(bond, cols * right) for block, digit in groups]
     product = torch.cat(blocks).reshape(count, columns * cols, right)
     return product[torch.argsort(order)]

@@ -22,7 +22,7 @@ class MPOLayer(nn.Module):
     mpo : tnmpo.MPO
         On torch tensors, with the orthogonality center at the central tensor.
     weight_shape : (I, J)
-        At most ``mpo.matrix_shape``.
+        At most ``mpo.matrix_shape``, which None stands for.
 
     Raises
     ------
@@ -32,11 +32,11 @@ class MPOLayer(nn.Module):
 
     cores: nn.ParameterList
 
-    def __init__(self, mpo: tnmpo.MPO, weight_shape: tuple[int, int]) -> None:
+    def __init__(self, mpo: tnmpo.MPO, weight_shape: tuple[int | None, int | None]) -> None:
         super().__init__()
         if not isinstance(mpo, tnmpo.MPO) or not isinstance(mpo.cores[0], Tensor):
             raise TypeError(f"{type(self).__name__}: got {type(mpo).__name__}, expected a tnmpo.MPO of torch tensors")
-        rows, cols = weight_shape
+        rows, cols = (wanted or size for wanted, size in zip(weight_shape, mpo.matrix_shape, strict=True))
         if rows > mpo.matrix_shape[0] or cols > mpo.matrix_shape[1]:
             raise ValueError(
                 f"{type(self).__name__}: the cores make a {mpo.matrix_shape} matrix, the weight is {(rows, cols)}; "
@@ -92,7 +92,7 @@ class MPOLayer(nn.Module):
 
     @property
     def central(self) -> tuple[int, ...]:
-        """The cores that fine-tuning freezes: the middle one, or ``U`` and ``V`` of a low-rank layer.
+        """The cores that fine-tuning freezes, the middle one or ``U`` and ``V`` of a low-rank layer.
 
         Not to be confused with the orthogonality center, which is a gauge.
         """
@@ -143,14 +143,17 @@ class MPOLayer(nn.Module):
         Returns
         -------
         tnmpo.Truncation
-            How far the new weight is from the old one.
+            How far the new matrix is from the old one, padding included.
         """
         trainable = [core.requires_grad for core in self.cores]
         cut = tnmpo.truncate(self._bare_mpo(), rank, weight=weight)
-        has_bond_core = self._shows_bond_core
-        self.set_cores_(cut.cores, [trainable[0], trainable[-1]] if has_bond_core else trainable)
-        if has_bond_core:
+        if self._shows_bond_core:
+            self.set_cores_(cut.cores)
             self.insert_bond_core_()
+            for core, flag in zip(self.cores, trainable, strict=True):
+                core.requires_grad_(flag)
+        else:
+            self.set_cores_(cut.cores, trainable)
         assert cut.truncation is not None  # a rank was asked for
         return cut.truncation
 

@@ -50,7 +50,7 @@ class MPOLinear(MPOLayer):
         out_features: int | None = None,
         execution: str = "auto",
     ) -> None:
-        super().__init__(mpo, (out_features or mpo.matrix_shape[0], in_features or mpo.matrix_shape[1]))
+        super().__init__(mpo, (out_features, in_features))
         if execution not in _EXECUTIONS:
             raise ValueError(f"execution: got {execution!r}, expected one of {', '.join(_EXECUTIONS)}")
         if bias is not None and bias.shape != self.weight_shape[:1]:
@@ -118,10 +118,10 @@ class MPOLinear(MPOLayer):
 
     def _low_rank(self, x: Tensor) -> Tensor:
         left, *middle, right = self.cores
-        x = F.linear(x, right[:, 0, :, 0])
+        x = F.linear(x, right[:, 0, : self.in_features, 0])
         for core in reversed(middle):
             x = F.linear(x, core[:, 0, 0, :])
-        return F.linear(x, left[0, :, 0, :], self.bias)
+        return F.linear(x, left[0, : self.out_features, 0, :], self.bias)
 
     def _factored(self, x: Tensor) -> Tensor:
         tokens = x.reshape(-1, self.in_features)

@@ -85,7 +85,7 @@ def load(folder: str | Path, **config_overrides: Any) -> Any:
             f"folder: {folder} holds no model that tnmpo saved; for others use transformers' from_pretrained"
         )
     config = transformers.AutoConfig.from_pretrained(folder, **config_overrides)
-    model = getattr(transformers, config.architectures[0])(config)
+    model = _class_named(config.architectures[0])(config)
     modules = dict(model.named_modules())
     for name, entry in description["layers"].items():
         if name not in modules:
@@ -135,6 +135,14 @@ def _written_beside(folder: Path) -> Iterator[Path]:
             os.replace(part, folder)
     finally:
         shutil.rmtree(part, ignore_errors=True)
+
+
+def _class_named(name: str) -> type[transformers.PreTrainedModel]:
+    """The model class of transformers with that name; a file cannot name anything else."""
+    found = getattr(transformers, name, None)
+    if not (isinstance(found, type) and issubclass(found, transformers.PreTrainedModel)):
+        raise ValueError(f"folder: its config.json names the class {name!r}, which transformers does not have")
+    return found
 
 
 def _read_description(folder: Path) -> dict[str, Any] | None:

@@ -70,12 +70,12 @@ def demo(
     with _errors():
         result = run_demo(output, seed=seed)
     console.print(demo_table(result))
-    console.print(
-        f"[bold]score[/]: accuracy on generated test sentences no choice was made on (seed {seed}); "
+    _say(
+        f"score: accuracy on generated test sentences no choice was made on (seed {seed}); "
         f"squeezing stopped: {result.squeezing.stopped}"
     )
-    console.print(f"{time.perf_counter() - started:.0f} s; spectra and entropies per bond, before and after squeezing:")
-    console.print(str(result.picture.resolve()), soft_wrap=True)
+    _say(f"{time.perf_counter() - started:.0f} s; spectra and entropies per bond, before and after squeezing:")
+    _say(str(result.picture.resolve()))
 
 
 @app.command()
@@ -122,8 +122,8 @@ def compress(
         report = compress_model(network, config, calibration)
         save(network, output, tokenizer)
         write_text(output / "compression.json", json.dumps(report.to_dict(), indent=1))
-    console.print(str(report), soft_wrap=True, highlight=False)
-    console.print(f"saved in {output}")
+    _say(str(report))
+    _say(f"saved in {output}")
 
 
 @app.command()
@@ -152,7 +152,7 @@ def finetune(
         network = with_head(open_model(model), data.task, seed=seed).to(device)
         if lfa:
             freeze_central(network)
-        console.print(str(parameter_report(network)), highlight=False)
+        _say(str(parameter_report(network)))
         work = output.with_name(f".{output.name}.training")
         log = finetune_model(
             network,
@@ -185,8 +185,8 @@ def finetune(
             "seconds_per_step": log.seconds_per_step,
         }
         write_text(output / "finetune.json", json.dumps(record, indent=1))
-    console.print(
-        f"{data.task.name} dev ({len(data.dev)} examples), {data.task.metric} [bold]{score:.4f}[/]; "
+    _say(
+        f"{data.task.name} dev ({len(data.dev)} examples), {data.task.metric} {score:.4f}; "
         f"seed {seed}, {steps} steps of {batch_size}, {log.seconds_per_step:.3f} s a step; saved in {output}"
     )
 
@@ -245,11 +245,10 @@ def squeeze(
             save(network, output, tokenizer)
             write_text(output / "squeeze.json", json.dumps(log.to_dict(), indent=1))
             last = log.steps[-1]
-            console.print(
+            _say(
                 f"step {last.number} of at most {max_steps}: {last.module} bond {last.bond}, {last.rank} -> "
                 f"{last.new_rank}, {last.parameters:,} parameters, {data.task.metric} {last.score:.4f}"
-                + ("" if last.kept else ", put back"),
-                highlight=False,
+                + ("" if last.kept else ", put back")
             )
 
         log = squeeze_model(
@@ -267,9 +266,9 @@ def squeeze(
         save(network, output, tokenizer)
         write_text(output / "squeeze.json", json.dumps(log.to_dict(), indent=1))
         score = evaluate_model(network, tokenizer, data.task, data.dev, max_length=max_length)
-    console.print(str(log), soft_wrap=True, highlight=False)
-    console.print(
-        f"{data.task.name} dev ({len(data.dev)} examples), {data.task.metric} [bold]{score:.4f}[/]; seed {seed}, "
+    _say(str(log))
+    _say(
+        f"{data.task.name} dev ({len(data.dev)} examples), {data.task.metric} {score:.4f}; seed {seed}, "
         f"decided on {len(chooser)} held-out training examples; saved in {output}"
     )
 
@@ -296,8 +295,8 @@ def evaluate(
             network, open_tokenizer(model), data.task, data.dev, batch_size=batch_size, max_length=max_length
         )
     how = "head" if hasattr(network, "classifier") else "cosine of mean token vectors"
-    console.print(
-        f"{data.task.name} dev ({len(data.dev)} examples), {data.task.metric} [bold]{score:.4f}[/] ({how}); "
+    _say(
+        f"{data.task.name} dev ({len(data.dev)} examples), {data.task.metric} {score:.4f} ({how}); "
         f"{parameter_report(network).total:,} parameters, {sum(1 for _ in mpo_layers(network))} MPO weights"
     )
 
@@ -325,13 +324,18 @@ def main() -> None:
     app()
 
 
+def _say(text: str) -> None:
+    console.print(text, soft_wrap=True, highlight=False, markup=False)
+
+
 def _start() -> torch.device:
     """Say where the work runs: that is the first line of every command's output."""
     accelerator = Accelerator()
     device = accelerator.device
-    name = torch.cuda.get_device_name(device) if device.type == "cuda" else f"{torch.get_num_threads()} threads"
+    threads = torch.get_num_threads()
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else f"threads: {threads}"
     precision = "bfloat16" if device.type == "cuda" else "float32"
-    console.print(f"tnmpo on {device.type} ({name}), {precision}", highlight=False)
+    _say(f"tnmpo on {device.type} ({name}), {precision}")
     transformers.logging.set_verbosity_error()
     return device
 
@@ -342,7 +346,7 @@ def _errors() -> Iterator[None]:
     try:
         yield
     except (ValueError, TypeError) as error:
-        Console(stderr=True).print(f"[bold red]error:[/] {error}", soft_wrap=True, highlight=False)
+        print(f"error: {error}", file=sys.stderr)
         raise typer.Exit(2) from error
     except KeyboardInterrupt:
         print("interrupted; what was saved before is whole", file=sys.stderr)

@@ -30,15 +30,19 @@ from .surgery import absorb, compress, freeze_central
 from .targets import mpo_layers
 from .training import finetune
 
+_BATCH = 64
+_RATE_OF_ALL = 5e-4
+_RATE_OF_AUXILIARY = 2e-3
+
 
 @dataclass(frozen=True)
 class DemoSizes:
     """How much the demo computes. The defaults take a few minutes on two cores."""
 
     pretrain_sentences: int = 20_000
-    pretrain_steps: int = 1_200
-    finetune_steps: int = 500
-    squeeze_steps: int = 12
+    pretrain_steps: int = 700
+    finetune_steps: int = 400
+    squeeze_steps: int = 10
     squeeze_finetune_steps: int = 40
     train_sentences: int = 16_000
     validation_sentences: int = 1_000
@@ -105,16 +109,16 @@ class _Demo:
 
     def run(self) -> DemoResult:
         base = self.pretrain()
-        self.train_and_report("dense", self.fresh(base), 1e-3)
+        self.train_and_report("dense", self.fresh(base), _RATE_OF_ALL)
 
         full = self.fresh(base)
         compress(full, MPOConfig())
-        self.train_and_report("MPO, full rank", full, 1e-3)
+        self.train_and_report("MPO, full rank", full, _RATE_OF_ALL)
 
         light = self.fresh(base)
         compress(light, MPOConfig())
         freeze_central(light)
-        seconds = self.train_and_report("MPO, full rank + LFA", light, 2e-3)
+        seconds = self.train_and_report("MPO, full rank + LFA", light, _RATE_OF_AUXILIARY)
 
         before = _spectra(light)
         log = self.squeeze(light)
@@ -131,7 +135,7 @@ class _Demo:
         freeze_central(cut)
         # as many steps as the squeezed model had altogether
         steps = self.sizes.finetune_steps + len(log.steps) * self.sizes.squeeze_finetune_steps
-        self.train_and_report("MPO, cut at once + LFA", cut, 2e-3, steps)
+        self.train_and_report("MPO, cut at once + LFA", cut, _RATE_OF_AUXILIARY, steps)
 
         budget = sum(layer.mpo.n_parameters for _, layer, _ in mpo_layers(light))
         dense = sum(layer.weight_shape[0] * layer.weight_shape[1] for _, layer, _ in mpo_layers(light))
@@ -141,7 +145,7 @@ class _Demo:
         calibration.count_tokens(token_batches(low, self.tokenizer, self.data.train.texts))
         compress(low, MPOConfig(ratio=min(1.0, budget / dense), shape="low_rank"), calibration)
         freeze_central(low)
-        self.train_and_report("low rank, calibrated + LFA", low, 2e-3, steps)
+        self.train_and_report("low rank, calibrated + LFA", low, _RATE_OF_AUXILIARY, steps)
         return DemoResult(tuple(self.rows), log, picture)
 
     def pretrain(self) -> nn.Module:
@@ -157,7 +161,7 @@ class _Demo:
                 args=TrainingArguments(
                     output_dir=str(self.folder / "pretraining"),
                     max_steps=steps,
-                    per_device_train_batch_size=64,
+                    per_device_train_batch_size=_BATCH,
                     learning_rate=1e-3,
                     warmup_steps=steps // 10,
                     seed=self.seed,
@@ -168,7 +172,7 @@ class _Demo:
                     dataloader_pin_memory=torch.cuda.is_available(),
                 ),
                 train_dataset=sentences,
-                data_collator=DataCollatorForLanguageModeling(self.tokenizer, mlm_probability=0.15, seed=self.seed),
+                data_collator=DataCollatorForLanguageModeling(self.tokenizer, mlm_probability=0.3, seed=self.seed),
                 callbacks=[callback],
             )
             trainer.remove_callback(PrinterCallback)
@@ -193,6 +197,7 @@ class _Demo:
                 self.data.train,
                 steps=steps,
                 learning_rate=learning_rate,
+                batch_size=_BATCH,
                 seed=self.seed,
                 progress=False,
                 callbacks=[callback],
@@ -223,7 +228,8 @@ class _Demo:
                     self.data.task,
                     self.data.train,
                     steps=self.sizes.squeeze_finetune_steps,
-                    learning_rate=1e-3,
+                    learning_rate=_RATE_OF_AUXILIARY / 2,
+                    batch_size=_BATCH,
                     seed=self.seed,
                     progress=False,
                 )
@@ -278,16 +284,17 @@ def _bars() -> Iterator[Progress]:
 def _albert(vocabulary: int) -> transformers.AlbertConfig:
     return transformers.AlbertConfig(
         vocab_size=vocabulary,
-        embedding_size=64,
+        embedding_size=128,
         hidden_size=128,
         intermediate_size=512,
-        num_hidden_layers=4,
+        num_hidden_layers=3,
         num_attention_heads=4,
         max_position_embeddings=64,
         type_vocab_size=2,
         hidden_dropout_prob=0.0,
         attention_probs_dropout_prob=0.0,
         pad_token_id=0,
+        initializer_range=0.05,  # with the usual 0.02, so small a model hardly starts to learn
     )
 
 

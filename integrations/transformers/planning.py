@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -168,7 +168,7 @@ def _ranks_by_module(targets: Sequence[Target], config: MPOConfig) -> list[Any]:
         return [float(config.ratio)] * len(targets)
     if config.tol is not None:
         return [tnmpo.Tolerance(config.tol)] * len(targets)
-    if not isinstance(config.rank, dict):
+    if not isinstance(config.rank, Mapping):
         return [config.rank] * len(targets)
     for pattern in config.rank:
         if not any(matches_name(pattern, name) for target in targets for name in target.names):

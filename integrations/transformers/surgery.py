@@ -45,6 +45,11 @@ def compress(model: nn.Module, config: MPOConfig, calibration: Calibration | Non
     if not isinstance(config, MPOConfig):
         raise TypeError(f"config: got {type(config).__name__}, expected an MPOConfig such as MPOConfig(ratio=0.5)")
     targets = find_targets(model, config)
+    if calibration is not None and not any(calibration.weight(target.name) for target in targets):
+        raise ValueError(
+            f"calibration: it knows none of the targeted modules ({targets[0].name}, ...); "
+            "calibrate the very model that is compressed"
+        )
     uncovered = uncovered_weights(model, targets)
     reports, replacements = [], []
     for plan in transformers_logging.tqdm(plan_model(targets, config, calibration), desc="compress", leave=False):
