@@ -8,10 +8,10 @@ import pickle
 import numpy as np
 import pytest
 import torch
+from tnmpo.integrations.torch import MPOEmbedding, MPOLayer, MPOLinear
 from torch import nn
 
 import tnmpo
-from tnmpo.integrations.torch import MPOEmbedding, MPOLayer, MPOLinear
 
 # (out, in), shape: interleaved, low-rank with two and three sites, one site, padded rows and columns, primes, units
 LINEAR = {
@@ -93,7 +93,7 @@ def test_executions_agree_after_a_cut(case):
 @pytest.mark.parametrize("execution", ["auto", "dense", "factored"])
 @pytest.mark.parametrize("case", LINEAR)
 def test_gradients_of_the_cores_are_the_dense_ones_contracted(case, execution):
-    dense, layer = linear(case, execution=execution, rank=3)
+    _, layer = linear(case, execution=execution, rank=3)
     x = torch.randn(6, layer.in_features, dtype=torch.float64, requires_grad=True)
     loss = torch.tanh(layer(x)).square().sum()
     loss.backward()
@@ -288,7 +288,7 @@ def test_an_embedding_takes_a_bond_core_too():
 
 def test_only_a_low_rank_layer_takes_a_bond_core():
     _, layer = linear("interleaved")
-    with pytest.raises(ValueError, match="insert_bond_core_: got a layer of .*, expected a low-rank one"):
+    with pytest.raises(ValueError, match=r"insert_bond_core_: got a layer of .*, expected a low-rank one"):
         layer.insert_bond_core_()
     layer.absorb_bond_core_()  # nothing to absorb
     assert len(layer.cores) == 3
@@ -422,7 +422,7 @@ def test_a_state_dict_goes_round(case):
     x = torch.randn(3, layer.in_features, dtype=torch.float64)
     assert torch.equal(other(x), layer(x))
     _, narrow = linear(case, rank=2)
-    with pytest.raises(RuntimeError, match="size mismatch"):
+    with pytest.raises(RuntimeError, match=r"size mismatch"):
         narrow.load_state_dict(layer.state_dict())
 
 
@@ -448,22 +448,22 @@ def test_the_text_of_a_layer():
 
 def test_what_is_no_linear_layer_is_refused():
     for other in (nn.Embedding(3, 4), nn.Conv1d(3, 4, 1), torch.ones(3, 4)):
-        with pytest.raises(TypeError, match="from_linear: got .*, expected a torch.nn.Linear"):
+        with pytest.raises(TypeError, match=r"from_linear: got .*, expected a torch.nn.Linear"):
             MPOLinear.from_linear(other)
-    with pytest.raises(TypeError, match="from_embedding: got Linear, expected a torch.nn.Embedding"):
+    with pytest.raises(TypeError, match=r"from_embedding: got Linear, expected a torch.nn.Embedding"):
         MPOEmbedding.from_embedding(nn.Linear(3, 4))
 
 
 @pytest.mark.parametrize("option", [{"max_norm": 1.0}, {"sparse": True}, {"scale_grad_by_freq": True}])
 def test_an_embedding_that_acts_on_single_rows_is_refused(option):
-    with pytest.raises(ValueError, match="from_embedding: got max_norm, sparse or scale_grad_by_freq"):
+    with pytest.raises(ValueError, match=r"from_embedding: got max_norm, sparse or scale_grad_by_freq"):
         MPOEmbedding.from_embedding(nn.Embedding(12, 4, **option))
 
 
 def test_a_shape_that_is_too_small_is_refused():
-    with pytest.raises(ValueError, match="shape: rows .* make a .* matrix"):
+    with pytest.raises(ValueError, match=r"shape: rows .* make a .* matrix"):
         MPOLinear.from_linear(nn.Linear(12, 8), ((2, 2), (3, 4)))
-    with pytest.raises(ValueError, match="shape: rows .* make a .* matrix"):
+    with pytest.raises(ValueError, match=r"shape: rows .* make a .* matrix"):
         MPOEmbedding.from_embedding(nn.Embedding(30, 8), ((5, 5), (2, 4)))
     mpo = tnmpo.mpo_decompose(torch.randn(8, 12), ((2, 4), (3, 4)))
     with pytest.raises(ValueError, match=r"MPOLinear: the cores make a \(8, 12\) matrix, the weight is \(9, 12\)"):
@@ -474,12 +474,12 @@ def test_a_shape_that_is_too_small_is_refused():
 
 @pytest.mark.parametrize("shape", ["low_rank", 5, ((2, 4),), ((2, 4), (3, 4), (1, 1)), ((2, 4), (12,))])
 def test_what_is_no_shape_is_refused(shape):
-    with pytest.raises((TypeError, ValueError), match="shape"):
+    with pytest.raises((TypeError, ValueError), match=r"shape"):
         MPOLinear.from_linear(nn.Linear(12, 8), shape)
 
 
 def test_an_execution_that_does_not_exist_is_refused():
-    with pytest.raises(ValueError, match="execution: got 'fast', expected one of auto, dense, factored"):
+    with pytest.raises(ValueError, match=r"execution: got 'fast', expected one of auto, dense, factored"):
         MPOLinear.from_linear(nn.Linear(12, 8), execution="fast")
 
 
@@ -490,11 +490,11 @@ def test_a_bias_of_another_size_is_refused():
 
 
 def test_a_layer_wants_an_mpo_of_torch_tensors():
-    with pytest.raises(TypeError, match="MPOLinear: got .*, expected a tnmpo.MPO of torch tensors"):
+    with pytest.raises(TypeError, match=r"MPOLinear: got .*, expected a tnmpo.MPO of torch tensors"):
         MPOLinear(tnmpo.mpo_decompose(np.ones((4, 4)), ((2, 2), (2, 2))))
-    with pytest.raises(TypeError, match="MPOEmbedding: got Tensor, expected a tnmpo.MPO of torch tensors"):
+    with pytest.raises(TypeError, match=r"MPOEmbedding: got Tensor, expected a tnmpo.MPO of torch tensors"):
         MPOEmbedding(torch.ones(3, 4))
-    with pytest.raises(TypeError, match="MPOLayer: got list"):
+    with pytest.raises(TypeError, match=r"MPOLayer: got list"):
         MPOLayer([torch.ones(1, 3, 4, 1)], (3, 4))
 
 
@@ -502,6 +502,6 @@ def test_a_layer_wants_an_mpo_of_torch_tensors():
 def test_a_wrong_rank_is_refused_and_changes_nothing(rank):
     _, layer = linear("interleaved", rank=3)
     before = layer.weight.detach()
-    with pytest.raises((TypeError, ValueError), match="rank"):
+    with pytest.raises((TypeError, ValueError), match=r"rank"):
         layer.truncate_(rank)
     assert torch.equal(layer.weight, before)

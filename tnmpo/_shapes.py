@@ -205,9 +205,9 @@ def plan_shape(matrix_shape: tuple[int, int], order: int = 5) -> MPOShape:
     Examples
     --------
     >>> plan_shape((768, 3072)).full_ranks
-    (1, 12, 288, 256, 16, 1)
+    (1, 16, 256, 288, 12, 1)
     >>> plan_shape((7, 6), order=3)
-    MPOShape(rows=(1, 7, 1), cols=(2, 3, 1))
+    MPOShape(rows=(1, 7, 1), cols=(1, 3, 2))
     """
     rows, cols = _matrix_shape(matrix_shape)
     order = positive_int(order, "order")

@@ -12,6 +12,7 @@ from transformers.utils import logging as transformers_logging
 import tnmpo
 
 from ..torch import MPOEmbedding, MPOLinear
+from .targets import evaluation_mode
 
 Batch = dict[str, Tensor]
 
@@ -120,20 +121,18 @@ def calibrate(model: nn.Module, batches: Iterable[Mapping[str, Any]]) -> Calibra
     device = next(model.parameters()).device
     collector = _Collector(calibration)
     hooks = [
-        module.register_forward_pre_hook(collector.hook(name))
+        module.register_forward_pre_hook(collector.hook(name), with_kwargs=True)
         for name, module in model.named_modules()
         if isinstance(module, nn.Linear | nn.Embedding | MPOLinear | MPOEmbedding)
     ]
-    training = model.training
-    model.eval()
     try:
-        for batch in transformers_logging.tqdm(kept, desc="calibrate", leave=False):
-            on_device = {key: value.to(device) for key, value in batch.items()}
-            collector.mask = on_device.get("attention_mask")
-            model(**on_device)
-            collector.products.clear()
+        with evaluation_mode(model):
+            for batch in transformers_logging.tqdm(kept, desc="calibrate", leave=False):
+                on_device = {key: value.to(device) for key, value in batch.items()}
+                collector.mask = on_device.get("attention_mask")
+                model(**on_device)
+                collector.products.clear()
     finally:
-        model.train(training)
         for hook in hooks:
             hook.remove()
     collector.finish()
@@ -150,11 +149,12 @@ class _Collector:
         self.products: dict[int, tuple[Tensor, Tensor, int]] = {}  # of the running batch, by input
 
     def hook(self, name: str) -> Any:
-        def collect(module: nn.Module, arguments: tuple[Any, ...]) -> None:
+        def collect(module: nn.Module, arguments: tuple[Any, ...], named: dict[str, Any]) -> None:
+            (x,) = (*arguments, *named.values())
             if isinstance(module, nn.Linear | MPOLinear):
-                self._add_input(name, arguments[0])
+                self._add_input(name, x)
             elif isinstance(module, nn.Embedding | MPOEmbedding):
-                self._add_ids(name, arguments[0], module.num_embeddings)
+                self._add_ids(name, x, module.num_embeddings)
 
         return collect
 
@@ -189,6 +189,8 @@ class _Collector:
 
 def _count(ids: Tensor, mask: Tensor | None, size: int) -> Tensor:
     ids = ids[mask.bool()] if mask is not None else ids.reshape(-1)
+    if ids.numel() and not 0 <= int(ids.min()) <= int(ids.max()) < size:
+        raise ValueError(f"batches: got an id outside 0 .. {size - 1}, the vocabulary; check the tokenizer")
     return torch.bincount(ids, minlength=size).double()
 
 

@@ -17,7 +17,7 @@ from typing import Any
 
 import torch
 import transformers
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_model, save_model
 from torch import nn
 
@@ -57,6 +57,7 @@ def save(model: nn.Module, folder: str | Path, tokenizer: Any = None) -> None:
         if tokenizer is not None:
             tokenizer.save_pretrained(part)
         save_model(model, str(part / _WEIGHTS), metadata={"format": "pt", _KEY: json.dumps(_describe(model))})
+        shutil.copymode(part / "config.json", part / _WEIGHTS)  # safetensors lets only the owner read its files
 
 
 def load(folder: str | Path, **config_overrides: Any) -> Any:
@@ -85,7 +86,8 @@ def load(folder: str | Path, **config_overrides: Any) -> Any:
             f"folder: {folder} holds no model that tnmpo saved; for others use transformers' from_pretrained"
         )
     config = transformers.AutoConfig.from_pretrained(folder, **config_overrides)
-    model = _class_named(config.architectures[0])(config)
+    with torch.random.fork_rng(devices=[]):  # the first weights are drawn, only to be replaced
+        model = _class_named(config.architectures[0])(config)
     modules = dict(model.named_modules())
     for name, entry in description["layers"].items():
         if name not in modules:
@@ -93,6 +95,8 @@ def load(folder: str | Path, **config_overrides: Any) -> Any:
                 f"folder: {folder} describes the layer {name}, which a {type(model).__name__} does not have"
             )
         layer = _build(entry)
+        if isinstance(layer, MPOLinear) and layer.bias is not None:
+            layer.bias = modules[name].bias  # the parameter itself: heads share theirs with the model
         if entry["tied_to"]:
             layer.cores = modules[entry["tied_to"]].cores
         replace_module(model, modules[name], layer)
@@ -101,7 +105,8 @@ def load(folder: str | Path, **config_overrides: Any) -> Any:
     try:
         load_model(model, str(folder / _WEIGHTS), strict=True)
     except RuntimeError as error:
-        raise ValueError(f"folder: the weights in {folder} do not fit their description: {error}") from error
+        reason = " ".join(str(error).split())
+        raise ValueError(f"folder: the weights in {folder} do not fit their description: {reason}") from error
     for name, entry in description["layers"].items():
         for core, trainable in zip(modules[name].cores, entry["trainable"], strict=True):
             core.requires_grad_(trainable)
@@ -125,8 +130,10 @@ def write_text(path: str | Path, text: str) -> None:
 def _written_beside(folder: Path) -> Iterator[Path]:
     """A temporary folder whose files move to ``folder`` when all are complete."""
     folder.parent.mkdir(parents=True, exist_ok=True)
-    part = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
+    outer = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
+    part = outer / "part"  # with the usual permissions: the outer one is its owner's alone
     try:
+        part.mkdir()
         yield part
         if folder.exists():
             for file in sorted(part.iterdir(), key=lambda file: file.name == _WEIGHTS):
@@ -134,7 +141,7 @@ def _written_beside(folder: Path) -> Iterator[Path]:
         else:
             os.replace(part, folder)
     finally:
-        shutil.rmtree(part, ignore_errors=True)
+        shutil.rmtree(outer, ignore_errors=True)
 
 
 def _class_named(name: str) -> type[transformers.PreTrainedModel]:
@@ -148,8 +155,11 @@ def _class_named(name: str) -> type[transformers.PreTrainedModel]:
 def _read_description(folder: Path) -> dict[str, Any] | None:
     if not (folder / _WEIGHTS).is_file() or not (folder / "config.json").is_file():
         return None
-    with safe_open(str(folder / _WEIGHTS), framework="pt") as file:
-        text = (file.metadata() or {}).get(_KEY)
+    try:
+        with safe_open(str(folder / _WEIGHTS), framework="pt") as file:
+            text = (file.metadata() or {}).get(_KEY)
+    except SafetensorError as error:
+        raise ValueError(f"folder: {folder / _WEIGHTS} is damaged ({error}); save the model anew") from error
     return None if text is None else json.loads(text)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -89,7 +90,10 @@ class MPOConfig:
         _check_word(self.allot, "allot", _ALLOTMENTS)
         _check_rank(self.order, "order")
         if isinstance(self.rank, Mapping):
+            if not self.rank:
+                raise ValueError("rank: got an empty dictionary, expected at least one pattern with its rank")
             for pattern, rank in self.rank.items():
+                _check_expression(pattern, "rank")
                 _check_rank(rank, f"rank[{pattern!r}]")
         elif self.rank is not None:
             _check_rank(self.rank, "rank")
@@ -139,9 +143,21 @@ def _check_rank(value: Any, name: str) -> None:
 
 
 def _check_patterns(value: Any, name: str) -> None:
-    if value is None or isinstance(value, str):
+    if value is None:
+        return
+    if isinstance(value, str):
+        _check_expression(value, name)
         return
     if not isinstance(value, Sequence) or not all(isinstance(entry, str) for entry in value):
         raise TypeError(f"{name}: got {value!r}, expected a list of name suffixes or one regular expression")
     if len(value) == 0:
         raise ValueError(f"{name}: got an empty list, expected at least one name suffix")
+
+
+def _check_expression(value: Any, name: str) -> None:
+    try:
+        re.compile(value)
+    except (re.error, TypeError) as error:
+        raise ValueError(
+            f"{name}: got {value!r}, which is no regular expression ({error}); '.*' stands for any characters"
+        ) from error

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from transformers.utils import logging as transformers_logging
 
+from .targets import evaluation_mode
 from .tasks import Split, Task
 
 Texts = Sequence[tuple[str, ...]]
@@ -32,18 +33,22 @@ def token_batches(
     ------
     dict of (batch, length) tensors
     """
-    takes_types = "token_type_ids" in inspect.signature(model.forward).parameters
     for start in range(0, len(texts), batch_size):
-        columns = list(zip(*texts[start : start + batch_size], strict=True))
-        encoded = tokenizer(
-            *(list(column) for column in columns),
-            padding=True,
-            truncation=True,
-            max_length=max_length,
-            return_tensors="pt",
-            return_token_type_ids=takes_types and len(columns) == 2,
-        )
-        yield dict(encoded)
+        batch = texts[start : start + batch_size]
+        yield dict(encode(model, tokenizer, batch, max_length=max_length, padding=True, return_tensors="pt"))
+
+
+def encode(model: nn.Module, tokenizer: Any, texts: Texts, *, max_length: int, **options: Any) -> Any:
+    """Tokenise texts at once; token types only for pairs, and where the model's ``forward`` takes them."""
+    columns = [list(column) for column in zip(*texts, strict=True)]
+    takes_types = "token_type_ids" in inspect.signature(model.forward).parameters
+    return tokenizer(
+        *columns,
+        truncation=True,
+        max_length=max_length,
+        return_token_type_ids=takes_types and len(columns) == 2,
+        **options,
+    )
 
 
 @torch.no_grad()
@@ -114,10 +119,8 @@ def _run(model: nn.Module, tokenizer: Any, texts: Texts, batch_size: int, max_le
     """Results in the order of the texts, which run sorted by length so that little padding is computed."""
     order = sorted(range(len(texts)), key=lambda index: sum(map(len, texts[index])))
     device = next(model.parameters()).device
-    training = model.training
-    model.eval()
-    try:
-        results: list[Tensor] = []
+    results: list[Tensor] = []
+    with evaluation_mode(model):
         batches = token_batches(
             model, tokenizer, [texts[index] for index in order], batch_size=batch_size, max_length=max_length
         )
@@ -126,6 +129,4 @@ def _run(model: nn.Module, tokenizer: Any, texts: Texts, batch_size: int, max_le
             on_device = {key: value.to(device) for key, value in batch.items()}
             with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
                 results.append(read(model(**on_device), on_device).cpu())
-    finally:
-        model.train(training)
     return torch.cat(results)[np.argsort(order)]

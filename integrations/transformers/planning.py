@@ -17,6 +17,8 @@ from .calibration import Calibration
 from .config import MPOConfig
 from .targets import Target, matches_name
 
+_ROUNDING = 1e-6  # relative errors below it are single precision's own
+
 
 @dataclass(frozen=True)
 class Plan:
@@ -34,8 +36,12 @@ def plan_model(targets: Sequence[Target], config: MPOConfig, calibration: Calibr
     Raises
     ------
     ValueError
-        If a pattern of a rank dictionary matches no target, or the ratio is below the rank-one size.
+        If a weight is not finite, a pattern of a rank dictionary matches no target, or the ratio is
+        below the rank-one size.
     """
+    for target in targets:
+        if not torch.isfinite(target.weight).all():
+            raise ValueError(f"model: the weight of {target.name} holds NaN or Inf; load a sound checkpoint")
     planner = _Planner(config, calibration)
     if config.is_lossless:
         return [planner.interleaved(target, None) for target in targets]
@@ -44,7 +50,7 @@ def plan_model(targets: Sequence[Target], config: MPOConfig, calibration: Calibr
     else:
         ranks = _ranks_by_module(targets, config)
         plans = [planner.alone(target, rank) for target, rank in zip(targets, ranks, strict=True)]
-    if config.tol is not None and config.shape != "interleaved":
+    if config.tol is not None:
         plans = [planner.settle(plan) for plan in _progress(plans, "spectra")]
     if config.shape == "auto":
         plans = [planner.challenge(plan) for plan in _progress(plans, "choose shapes")]
@@ -84,9 +90,20 @@ class _Planner:
         return [replace(plan, rank=chosen) for plan, chosen in zip(plans, ranks, strict=True)]
 
     def settle(self, plan: Plan) -> Plan:
-        """Find the rank that a tolerance needs; a matrix whose factors would be larger than itself stays whole."""
+        """Find the ranks that a tolerance needs; a matrix whose factors would be larger than itself stays whole."""
+        if not plan.shape.is_low_rank:
+            return self._settle_interleaved(plan)
         ranks = decompose(plan)[0].ranks
         return _whole(plan) if max(ranks) > _break_even(plan.target) else replace(plan, rank=ranks)
+
+    def _settle_interleaved(self, plan: Plan) -> Plan:
+        """An interleaved MPO is cut in the unweighted norm: cut less until the weighted error is small enough."""
+        wanted = limit = self.config.tol or 0.0
+        while True:
+            mpo, error = decompose(replace(plan, rank=tnmpo.Tolerance(limit)))
+            if error is None or error <= wanted or limit < _ROUNDING:
+                return replace(plan, rank=mpo.ranks)
+            limit *= 0.95 * wanted / error
 
     def challenge(self, plan: Plan) -> Plan:
         """Take an interleaved MPO instead, where it has the lower error with no more parameters."""
@@ -95,6 +112,8 @@ class _Planner:
         ours, error = _try(plan)
         budget = plan.rank if isinstance(plan.rank, int) else tnmpo.ParameterBudget(ours.n_parameters)
         rival = self.interleaved(plan.target, budget)
+        if rival.shape.n_parameters((1,) * (rival.shape.order + 1)) > ours.n_parameters:
+            return plan
         theirs, rival_error = _try(rival)
         if theirs.n_parameters <= ours.n_parameters and rival_error < error:
             return replace(rival, rank=theirs.ranks)
@@ -110,15 +129,17 @@ def decompose(plan: Plan) -> tuple[tnmpo.MPO, float | None]:
     The error is None where nothing was cut.
     """
     weight = plan.target.weight.detach()
-    metric = plan.metric if plan.shape.is_low_rank else None
-    mpo = tnmpo.mpo_decompose(_padded(weight, plan.shape), plan.shape, plan.rank, weight=metric)
+    cut_in = plan.metric if plan.shape.is_low_rank else None
+    mpo = tnmpo.mpo_decompose(_padded(weight, plan.shape), plan.shape, plan.rank, weight=cut_in)
     if mpo.truncation is None:
         return mpo, None  # nothing was cut
-    if plan.metric is None or plan.shape.is_low_rank:
+    if plan.shape.is_low_rank or (plan.metric is None and plan.shape.matrix_shape == weight.shape):
         return mpo, mpo.truncation.relative_error
+    # The record is in another norm, or counts the padding.
+    metric = plan.metric or tnmpo.Weight()
     rows, cols = weight.shape
-    norm = plan.metric.norm(weight)
-    return mpo, plan.metric.norm(weight - mpo.to_matrix()[:rows, :cols]) / norm if norm else 0.0
+    norm = metric.norm(weight)
+    return mpo, metric.norm(weight - mpo.to_matrix()[:rows, :cols]) / norm if norm else 0.0
 
 
 def _try(plan: Plan) -> tuple[tnmpo.MPO, float]:
@@ -171,15 +192,18 @@ def _ranks_by_module(targets: Sequence[Target], config: MPOConfig) -> list[Any]:
     if not isinstance(config.rank, Mapping):
         return [config.rank] * len(targets)
     for pattern in config.rank:
-        if not any(matches_name(pattern, name) for target in targets for name in target.names):
+        if not any(_names_any(pattern, target) for target in targets):
             raise ValueError(
                 f"rank: the pattern {pattern!r} matches none of the targeted modules "
                 f"({', '.join(target.name for target in targets[:5])}, ...); correct it"
             )
     return [
-        next((rank for pattern, rank in config.rank.items() if matches_name(pattern, target.name)), None)
-        for target in targets
+        next((rank for pattern, rank in config.rank.items() if _names_any(pattern, target)), None) for target in targets
     ]
+
+
+def _names_any(pattern: str, target: Target) -> bool:
+    return any(matches_name(pattern, name) for name in target.names)
 
 
 def _size(target: Target) -> tuple[int, int]:

@@ -30,8 +30,9 @@ class ModuleReport:
     dense_parameters, parameters : int
     relative_error : float
         Exact, in the calibrated norm where ``weighted`` is true, else the Frobenius norm.
-    relative_cost : float
-        FLOPs of the layer on 512 tokens over those of the dense one. Above 1 it is slower.
+    relative_cost : float or None
+        FLOPs of the layer on 512 tokens over those of the dense one. Above 1 it is slower. None for an
+        embedding: a lookup has no dense FLOPs to compare with.
     tied : tuple of str
         Other modules that share the weight.
     """
@@ -44,7 +45,7 @@ class ModuleReport:
     parameters: int
     relative_error: float
     weighted: bool
-    relative_cost: float
+    relative_cost: float | None
     tied: tuple[str, ...] = ()
 
     @classmethod
@@ -59,7 +60,11 @@ class ModuleReport:
             parameters=mpo.n_parameters,
             relative_error=error or 0.0,
             weighted=weighted and error is not None,
-            relative_cost=tnmpo.contraction_plan(mpo.shape, mpo.ranks, _SPEED_BATCH).relative_cost,
+            relative_cost=(
+                tnmpo.contraction_plan(mpo.shape, mpo.ranks, _SPEED_BATCH).relative_cost
+                if target.is_multiplied
+                else None
+            ),
             tied=target.names[1:],
         )
 
@@ -99,7 +104,7 @@ class CompressionReport:
     @property
     def slower(self) -> tuple[str, ...]:
         """The linear layers that need more FLOPs than dense ones on 512 tokens."""
-        return tuple(module.name for module in self.modules if module.relative_cost > 1)
+        return tuple(module.name for module in self.modules if (module.relative_cost or 0) > 1)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, for a JSON file."""
@@ -123,7 +128,8 @@ class CompressionReport:
             kept = module.parameters / module.dense_parameters
             lines.append(
                 f"{module.name:{width}}  {size:>12}  {module.kind:11}  {bonds:>16}  {kept:6.3f}  "
-                f"{module.relative_error:8.2e}  {module.relative_cost:5.2f}x"
+                f"{module.relative_error:8.2e}  "
+                + (f"{'lookup':>6}" if module.relative_cost is None else f"{module.relative_cost:5.2f}x")
             )
         norm = "weighted by the calibration" if any(module.weighted for module in self.modules) else "Frobenius"
         lines += [

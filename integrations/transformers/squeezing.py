@@ -33,8 +33,8 @@ class SqueezeStep:
         From 1, the bond between the first two sites.
     rank, new_rank : int
     loss : float
-        The discarded weight over the matrix's squared norm (in the calibrated norm where there is one): an
-        estimate for the whole model, exact for this matrix before fine-tuning.
+        The discarded weight over the matrix's squared norm (of a low-rank layer in the calibrated norm where there is
+        one): an estimate for the whole model, exact for this matrix before fine-tuning.
     parameters : int
         Of all MPO weights of the model at rest, afterwards.
     score : float
@@ -123,7 +123,7 @@ def squeeze(
     max_steps : int
         At most so many bonds are lowered.
     step : int
-        By how much a bond is lowered each time.
+        By how much a bond is lowered each time, at most to one.
     criterion : {"per_parameter", "error"}
         The least relative loss per saved parameter, or the least relative loss as in the paper.
     calibration : Calibration, optional
@@ -148,6 +148,11 @@ def squeeze(
     _check(max_drop, max_steps, step, criterion)
     layers = {name: (layer, tied) for name, layer, tied in require_mpo_layers(model, "squeeze")}
     metrics = {name: calibration.weight(name) if calibration is not None else None for name in layers}
+    if calibration is not None and not any(metrics.values()):
+        raise ValueError(
+            f"calibration: it knows none of the compressed modules ({next(iter(layers))}, ...); "
+            "calibrate the very model that is squeezed"
+        )
     log = SqueezeLog(baseline=float(evaluate(model)), parameters=_parameters_at_rest(layers))
     while len(log.steps) < max_steps:
         candidates = [
@@ -164,7 +169,7 @@ def squeeze(
         last = _State(model, layers)
         kept = False
         try:
-            truncate_layer(*layers[best.module], best.ranks, metrics[best.module])
+            cut = truncate_layer(*layers[best.module], best.ranks, metrics[best.module])
             finetune(model)
             score = float(evaluate(model))
             kept = log.baseline - score <= max_drop
@@ -175,7 +180,7 @@ def squeeze(
                     bond=best.bond,
                     rank=best.rank,
                     new_rank=best.ranks[best.bond],
-                    loss=best.loss,
+                    loss=cut.relative_error**2,
                     parameters=_parameters_at_rest(layers),
                     score=score,
                     kept=kept,
@@ -206,29 +211,29 @@ class _Candidate:
 
 
 def _candidates(name: str, layer: MPOLayer, metric: tnmpo.Weight | None, step: int) -> Iterator[_Candidate]:
-    """Every bond of a layer that can be lowered by ``step``, neighbours following where they must."""
+    """Every bond of a layer that can be lowered, neighbours following where they must."""
     shape = layer.shape_at_rest
     spectra = layer.bond_spectra(metric if layer.is_low_rank else None)
     ranks = (1, *(len(spectrum) for spectrum in spectra), 1)
     norm2 = float(np.sum(np.square(spectra[0]))) if spectra else 0.0
     for bond in range(1, len(ranks) - 1):
-        if ranks[bond] <= step:
+        if ranks[bond] == 1:
             continue
-        lowered = shape.clip_ranks([*ranks[:bond], ranks[bond] - step, *ranks[bond + 1 :]])
-        weight = sum(
-            float(np.sum(np.square(spectrum[new:]))) for spectrum, new in zip(spectra, lowered[1:-1], strict=True)
-        )
+        lowered = shape.clip_ranks([*ranks[:bond], max(1, ranks[bond] - step), *ranks[bond + 1 :]])
+        # Of this bond alone: with it, its neighbours have lost the directions that they cannot keep.
+        weight = float(np.sum(np.square(spectra[bond - 1][lowered[bond] :])))
         loss = weight / norm2 if norm2 else 0.0
         saved = shape.n_parameters(ranks) - shape.n_parameters(lowered)
         yield _Candidate(name, bond, ranks[bond], lowered, loss, loss / saved)
 
 
 class _State:
-    """All parameters and buffers of a model, to go back to."""
+    """All parameters and buffers of a model, and its mode, to go back to."""
 
     def __init__(self, model: nn.Module, layers: dict[str, tuple[MPOLayer, list[MPOLayer]]]) -> None:
         self.model = model
         self.layers = layers
+        self.training = model.training
         self.cores = {name: [core.detach().clone() for core in layer.cores] for name, (layer, _) in layers.items()}
         self.flags = {name: [core.requires_grad for core in layer.cores] for name, (layer, _) in layers.items()}
         self.values: dict[str, Tensor] = {key: value.detach().clone() for key, value in model.state_dict().items()}
@@ -238,6 +243,7 @@ class _State:
             layer.set_cores_(self.cores[name], self.flags[name])
             share_cores(layer, tied)
         self.model.load_state_dict(self.values)
+        self.model.train(self.training)
 
 
 def _parameters_at_rest(layers: dict[str, tuple[MPOLayer, list[MPOLayer]]]) -> int:

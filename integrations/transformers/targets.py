@@ -6,6 +6,7 @@ import difflib
 import logging
 import re
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 from torch import Tensor, nn
@@ -42,6 +43,11 @@ class Target:
     @property
     def is_embedding(self) -> bool:
         return isinstance(self.modules[0], nn.Embedding)
+
+    @property
+    def is_multiplied(self) -> bool:
+        """Whether a linear layer holds the weight, alone or tied to an embedding."""
+        return any(isinstance(module, nn.Linear) for module in self.modules)
 
 
 def find_targets(model: nn.Module, config: MPOConfig) -> list[Target]:
@@ -101,6 +107,18 @@ def require_mpo_layers(model: nn.Module, verb: str) -> list[tuple[str, MPOLayer,
     return layers
 
 
+@contextmanager
+def evaluation_mode(model: nn.Module) -> Iterator[None]:
+    """Without dropout; afterwards every module is in its own mode again."""
+    modes = [(module, module.training) for module in model.modules()]
+    model.eval()
+    try:
+        yield
+    finally:
+        for module, training in modes:
+            module.training = training
+
+
 def replace_module(model: nn.Module, old: nn.Module, new: nn.Module) -> None:
     """Put ``new`` wherever ``old`` is registered."""
     for parent in list(model.modules()):
@@ -112,8 +130,9 @@ def replace_module(model: nn.Module, old: nn.Module, new: nn.Module) -> None:
 def _dense_weights(model: nn.Module) -> list[Target]:
     groups: dict[int, list[tuple[str, nn.Module]]] = {}
     for name, module in model.named_modules():
-        # Exactly these classes: a subclass may use its weight in a way of its own.
-        if type(module) in (nn.Linear, nn.Embedding):
+        # Exactly these classes: a subclass may use its weight in a way of its own. The model itself, whose name is
+        # empty, has no parent to hang another module in.
+        if type(module) in (nn.Linear, nn.Embedding) and name:
             groups.setdefault(id(module.weight), []).append((name, module))
     # An embedding comes first, so that a tied decoder takes the embedding's shape and statistics.
     ordered = [sorted(group, key=lambda entry: isinstance(entry[1], nn.Linear)) for group in groups.values()]
@@ -134,5 +153,5 @@ def _check_each_matches(patterns: Patterns, names: Sequence[str], argument: str)
             near = difflib.get_close_matches(pattern, suffixes, n=5, cutoff=0.4)
             raise ValueError(
                 f"{argument}: {pattern!r} matches none of the {len(names)} linear and embedding modules; "
-                + (f"near misses: {', '.join(near)}" if near else f"they are called {', '.join(suffixes[:8])}, ...")
+                + (f"near misses: {', '.join(near)}" if near else f"their names: {', '.join(suffixes[:8]) or 'none'}")
             )

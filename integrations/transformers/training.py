@@ -15,7 +15,7 @@ from torch.utils.data import Dataset
 from transformers import DataCollatorWithPadding, PrinterCallback, Trainer, TrainerCallback, TrainingArguments
 from transformers.trainer_utils import get_last_checkpoint
 
-from .evaluation import token_batches
+from .evaluation import encode
 from .tasks import Split, Task
 
 
@@ -106,6 +106,7 @@ def finetune(
                 per_device_train_batch_size=batch_size,
                 warmup_steps=round(warmup * steps),
                 lr_scheduler_type="linear",
+                train_sampling_strategy="group_by_length",  # batches with little padding
                 seed=seed,
                 bf16=torch.cuda.is_available(),
                 save_strategy="no" if folder is None else "steps",
@@ -131,13 +132,11 @@ class _Examples(Dataset):
     """A split as tokenised examples, padded later batch by batch."""
 
     def __init__(self, model: nn.Module, tokenizer: Any, task: Task, split: Split, max_length: int) -> None:
-        self.model, self.tokenizer, self.max_length = model, tokenizer, max_length
-        self.texts = split.texts
+        self.inputs = encode(model, tokenizer, split.texts, max_length=max_length)
         self.labels = split.labels.astype("float32" if task.is_regression else "int64")
 
     def __len__(self) -> int:
-        return len(self.texts)
+        return len(self.labels)
 
     def __getitem__(self, index: int) -> dict[str, Any]:
-        (batch,) = token_batches(self.model, self.tokenizer, [self.texts[index]], max_length=self.max_length)
-        return {**{key: value[0] for key, value in batch.items()}, "labels": self.labels[index]}
+        return {**{key: values[index] for key, values in self.inputs.items()}, "labels": self.labels[index]}
