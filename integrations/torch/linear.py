@@ -114,7 +114,8 @@ class MPOLinear(MPOLayer):
         if self.execution != "auto":
             return self.execution
         tokens = max(1, x.numel() // max(1, x.shape[-1]))
-        return tnmpo.contraction_plan(self.shape, self.ranks, tokens).execution
+        rounded = 1 << (tokens - 1).bit_length()  # plans are remembered: a few sizes serve every batch
+        return tnmpo.contraction_plan(self.shape, self.ranks, rounded).execution
 
     def _low_rank(self, x: Tensor) -> Tensor:
         left, *middle, right = self.cores

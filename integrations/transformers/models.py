@@ -33,8 +33,10 @@ def open_model(name: str | Path) -> Any:
         classify = any(entry.endswith("ForSequenceClassification") for entry in config.architectures or ())
         auto = transformers.AutoModelForSequenceClassification if classify else transformers.AutoModel
         return auto.from_pretrained(name)
-    except OSError as error:
-        raise ValueError(f"model: {name} is neither a folder with a model nor a name on the hub: {error}") from error
+    except (OSError, ValueError) as error:
+        raise ValueError(
+            f"model: {name} is neither a folder with a model nor a name on the hub: {_first_line(error)}"
+        ) from error
 
 
 def open_tokenizer(name: str | Path) -> Any:
@@ -48,7 +50,7 @@ def open_tokenizer(name: str | Path) -> Any:
     try:
         return transformers.AutoTokenizer.from_pretrained(name)
     except (OSError, ValueError) as error:
-        raise ValueError(f"model: {name} has no tokenizer beside it: {error}") from error
+        raise ValueError(f"model: {name} has no tokenizer beside it: {_first_line(error)}") from error
 
 
 def with_head(model: Any, task: Task, *, seed: int = 0) -> Any:
@@ -76,4 +78,9 @@ def with_head(model: Any, task: Task, *, seed: int = 0) -> Any:
         torch.manual_seed(seed)
         headed: nn.Module = transformers.AutoModelForSequenceClassification.from_config(config)
     setattr(headed, headed.base_model_prefix, model)  # type: ignore[arg-type]
-    return headed
+    return headed.train(model.training)
+
+
+def _first_line(error: Exception) -> str:
+    """What transformers says first; the rest is advice on its own options."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]

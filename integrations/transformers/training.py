@@ -67,7 +67,7 @@ def finetune(
     steps : int
         Optimiser steps.
     learning_rate : float
-        The peak; 3e-5 to 1e-4 where everything trains, around 1e-3 for bond cores alone.
+        The peak; 3e-5 to 1e-4 where everything trains, around 2e-4 where the auxiliary tensors do.
     batch_size : int
         Sentences per step and device.
     warmup : float
@@ -87,11 +87,18 @@ def finetune(
     -------
     FinetuneLog
 
+    Raises
+    ------
+    ValueError
+        If there are no steps.
+
     Notes
     -----
     On CUDA in bfloat16 where there is one, on the CPU otherwise; under ``torchrun`` on all processes
     (transformers' Trainer and Accelerate).
     """
+    if steps < 1:
+        raise ValueError(f"steps: got {steps}, expected a positive integer")
     # Heads for classification drop num_items_in_batch, so that loss and gradient would grow with the accumulation
     # steps (huggingface/transformers issue 47688).
     model.accepts_loss_kwargs = False  # type: ignore[assignment]
