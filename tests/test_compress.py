@@ -165,6 +165,25 @@ def test_one_budget_for_the_model_is_kept_and_not_wasted(build, ratio):
     assert len({module.ranks for module in report.modules}) > 1
 
 
+@pytest.mark.parametrize("ratio", [0.9, 1.0])
+@pytest.mark.parametrize("calibrated", [False, True])
+def test_no_low_rank_layer_is_as_large_as_the_matrix(ratio, calibrated):
+    model = bert()
+    calibration = calibrate(model, [batch(0), batch(1)]) if calibrated else None
+    report = compress(model, MPOConfig(ratio=ratio, shape="low_rank"), calibration)
+    assert all(module.parameters < module.dense_parameters for module in report.modules)
+
+
+@pytest.mark.parametrize("shape", ["low_rank", "interleaved"])
+def test_the_budget_is_shared_by_relative_errors(shape):
+    model, scaled = bert(), bert()
+    with torch.no_grad():  # by a power of two: the values stay the same to the last bit
+        scaled.encoder.layer[0].attention.self.query.weight.mul_(1024)
+        scaled.embeddings.word_embeddings.weight.div_(1024)
+    ours, theirs = (compress(each, MPOConfig(ratio=0.5, shape=shape)) for each in (model, scaled))
+    assert [module.ranks for module in ours.modules] == [module.ranks for module in theirs.modules]
+
+
 @pytest.mark.parametrize("ratio", [0.3, 0.5, 0.8, 1.0])
 def test_one_budget_for_an_interleaved_model(ratio):
     model = bert()
