@@ -156,7 +156,7 @@ def test_an_interrupted_run_goes_on_and_ends_the_same(settings, tmp_path):
     folder = tmp_path / "broken"
     with pytest.raises(KeyboardInterrupt):
         train(fresh(), steps=9, save_steps=2, folder=folder, callbacks=[Interrupt(5)])
-    assert [path.name for path in folder.iterdir()] == ["checkpoint-4"]
+    assert sorted(path.name for path in folder.iterdir()) == ["checkpoint-4", "settings.json"]
     steps = Steps()
     resumed = fresh()
     flags = {name: parameter.requires_grad for name, parameter in resumed.named_parameters()}
@@ -166,6 +166,13 @@ def test_an_interrupted_run_goes_on_and_ends_the_same(settings, tmp_path):
     for name, parameter in resumed.named_parameters():
         torch.testing.assert_close(parameter, expected[name], rtol=0, atol=0, msg=name)
         assert parameter.requires_grad == flags[name]
+
+
+def test_checkpoints_of_a_run_with_other_settings_are_refused(tmp_path):
+    with pytest.raises(KeyboardInterrupt):
+        train(classifier(), steps=9, save_steps=2, folder=tmp_path, callbacks=[Interrupt(5)])
+    with pytest.raises(ValueError, match=r"folder: .* other settings \(steps 9\); remove it"):
+        train(classifier(), steps=8, save_steps=2, folder=tmp_path)
 
 
 def test_without_a_folder_nothing_is_left(tmp_path, monkeypatch):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import tempfile
 from collections.abc import Sequence
 from contextlib import ExitStack
@@ -15,7 +16,9 @@ from torch.utils.data import Dataset
 from transformers import DataCollatorWithPadding, PrinterCallback, Trainer, TrainerCallback, TrainingArguments
 from transformers.trainer_utils import get_last_checkpoint
 
+from .checkpoint import write_text
 from .evaluation import encode
+from .report import parameter_report
 from .tasks import Split, Task
 
 
@@ -90,7 +93,7 @@ def finetune(
     Raises
     ------
     ValueError
-        If there are no steps.
+        If there are no steps, or ``folder`` holds checkpoints of a run with other settings.
 
     Notes
     -----
@@ -130,9 +133,33 @@ def finetune(
         )
         if not progress:
             trainer.remove_callback(PrinterCallback)
-        resume = get_last_checkpoint(target) if folder is not None and Path(target).is_dir() else None
+        settings = {
+            "task": task.name,
+            "examples": len(split),
+            "steps": steps,
+            "learning_rate": learning_rate,
+            "batch_size": batch_size,
+            "seed": seed,
+            "trainable": parameter_report(model).trainable,
+        }
+        resume = None if folder is None else _last_checkpoint(Path(folder), settings)
         result = trainer.train(resume_from_checkpoint=resume)
-    return FinetuneLog(steps, result.training_loss, result.metrics["train_runtime"] / steps)
+    done = 0 if resume is None else int(resume.rpartition("-")[2])
+    return FinetuneLog(steps, result.training_loss, result.metrics["train_runtime"] / max(1, steps - done))
+
+
+def _last_checkpoint(folder: Path, settings: dict[str, Any]) -> str | None:
+    """The checkpoint to go on from; one of a run with other settings is refused."""
+    folder.mkdir(parents=True, exist_ok=True)
+    record = folder / "settings.json"
+    checkpoint = get_last_checkpoint(str(folder))
+    if checkpoint is not None and record.is_file() and (earlier := json.loads(record.read_text())) != settings:
+        changed = ", ".join(f"{name} {earlier.get(name)}" for name in settings if earlier.get(name) != settings[name])
+        raise ValueError(
+            f"folder: {folder} holds checkpoints of a run with other settings ({changed}); remove it to start anew"
+        )
+    write_text(record, json.dumps(settings))
+    return checkpoint
 
 
 class _Examples(Dataset):
