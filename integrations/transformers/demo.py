@@ -40,10 +40,10 @@ class DemoSizes:
     """How much the demo computes. The defaults take a few minutes on two cores."""
 
     pretrain_sentences: int = 20_000
-    pretrain_steps: int = 700
-    finetune_steps: int = 400
+    pretrain_steps: int = 600
+    finetune_steps: int = 300
     squeeze_steps: int = 10
-    squeeze_finetune_steps: int = 40
+    squeeze_finetune_steps: int = 30
     train_sentences: int = 16_000
     validation_sentences: int = 1_000
     test_sentences: int = 2_000
