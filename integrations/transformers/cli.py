@@ -154,13 +154,14 @@ def finetune(
             freeze_central(network)
         _say(str(parameter_report(network)))
         work = output.with_name(f".{output.name}.training")
+        rate = learning_rate if learning_rate is not None else (2e-4 if lfa else 5e-5)
         log = finetune_model(
             network,
             tokenizer,
             data.task,
             data.train,
             steps=steps,
-            learning_rate=learning_rate if learning_rate is not None else (2e-4 if lfa else 5e-5),
+            learning_rate=rate,
             batch_size=batch_size,
             max_length=max_length,
             seed=seed,
@@ -180,6 +181,7 @@ def finetune(
             "seed": seed,
             "steps": steps,
             "batch_size": batch_size,
+            "learning_rate": rate,
             "trained_parameters": trained,
             "parameters": parameter_report(network).total,
             "seconds_per_step": log.seconds_per_step,
