@@ -304,10 +304,10 @@ def evaluate(
 
 
 def demo_table(result: DemoResult) -> Table:
-    """The demo's rows as a table."""
+    """The demo's rows as a table; ``trained`` and ``total`` count parameters."""
     table = Table(title="a small ALBERT on generated acceptability judgements")
-    table.add_column("model")
-    for name in ("score", "trained parameters", "all parameters", "size", "s / step"):
+    table.add_column("model", no_wrap=True)
+    for name in ("score", "trained", "total", "size", "s / step"):
         table.add_column(name, justify="right")
     for row in result.rows:
         table.add_row(
