@@ -8,11 +8,11 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
-from torch import Tensor
 from transformers.utils import logging as transformers_logging
 
 import tnmpo
 
+from ..torch.layer import decompose_weight
 from .calibration import Calibration
 from .config import MPOConfig
 from .targets import Target, matches_name
@@ -130,7 +130,7 @@ def decompose(plan: Plan) -> tuple[tnmpo.MPO, float | None]:
     """
     weight = plan.target.weight.detach()
     cut_in = plan.metric if plan.shape.is_low_rank else None
-    mpo = tnmpo.mpo_decompose(_padded(weight, plan.shape), plan.shape, plan.rank, weight=cut_in)
+    mpo = decompose_weight(weight, plan.shape, plan.rank, cut_in)
     if mpo.truncation is None:
         return mpo, None  # nothing was cut
     if plan.shape.is_low_rank or (plan.metric is None and plan.shape.matrix_shape == weight.shape):
@@ -145,11 +145,6 @@ def decompose(plan: Plan) -> tuple[tnmpo.MPO, float | None]:
 def _try(plan: Plan) -> tuple[tnmpo.MPO, float]:
     mpo, error = decompose(plan)
     return mpo, 0.0 if error is None else error
-
-
-def _padded(weight: Tensor, shape: tnmpo.MPOShape) -> Tensor:
-    rows, cols = (wanted - size for wanted, size in zip(shape.matrix_shape, weight.shape, strict=True))
-    return torch.nn.functional.pad(weight, (0, cols, 0, rows))
 
 
 def _relative_spectra(plan: Plan) -> list[Any]:

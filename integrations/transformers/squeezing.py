@@ -234,7 +234,8 @@ class _State:
         self.model = model
         self.layers = layers
         self.training = model.training
-        self.cores = {name: [core.detach().clone() for core in layer.cores] for name, (layer, _) in layers.items()}
+        # for their shapes: the values come from the copies below
+        self.cores = {name: [core.detach() for core in layer.cores] for name, (layer, _) in layers.items()}
         self.flags = {name: [core.requires_grad for core in layer.cores] for name, (layer, _) in layers.items()}
         self.values: dict[str, Tensor] = {key: value.detach().clone() for key, value in model.state_dict().items()}
 
