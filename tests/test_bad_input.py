@@ -53,7 +53,7 @@ def weigh(weight=None, shape=LOW_RANK, matrix=W, **sides):
 
 BAD_CALLS = [
     # the matrix
-    (lambda: mpo_decompose("W"), TypeError, "W: got str, expected a numpy array or a torch tensor"),
+    (lambda: mpo_decompose("W"), TypeError, "W: got str, expected a numpy array, a torch tensor"),
     (lambda: mpo_decompose([[1.0, 2.0]]), TypeError, "W: got list, expected a numpy array"),
     (lambda: mpo_decompose(None), TypeError, "W: got NoneType, expected a numpy array"),
     (lambda: mpo_decompose(ones(12)), ValueError, "W: got 1 axes, expected a matrix"),
@@ -75,7 +75,7 @@ BAD_CALLS = [
     (
         lambda: mpo_decompose(np.full((8, 8), 6e4, "float16")),
         ValueError,
-        "MPO: got a matrix whose norm overflows float16",
+        "MPO: got a norm that overflows float16",
     ),
     (lambda: mpo_decompose(np.full((8, 8), 6e4, "float16"), rank=1), ValueError, "convert it to bfloat16"),
     (
@@ -176,10 +176,10 @@ BAD_CALLS = [
     (lambda: is_canonical(MPO_OF_W, np.array([0, 1])), TypeError, "expected a site index from 0 to 2"),
     (lambda: is_canonical(MPO_OF_W, tolerance=-1), ValueError, "tolerance: got -1, expected a number >= 0"),
     (lambda: is_canonical(MPO_OF_W, tolerance="a"), ValueError, "tolerance: got 'a', expected a number >= 0"),
-    (lambda: canonicalize(W), TypeError, "mpo: got ndarray, expected a tnmpo.MPO; tnmpo.mpo_decompose makes one"),
-    (lambda: truncate(W, 3), TypeError, "mpo: got ndarray, expected a tnmpo.MPO"),
-    (lambda: bond_spectra(None), TypeError, "mpo: got NoneType, expected a tnmpo.MPO"),
-    (lambda: bond_spectra(MPO([np.nan * ones((1, 2, 2, 1))])), ValueError, "mpo: got NaN or Inf in core 0"),
+    (lambda: canonicalize(W), TypeError, "train: got ndarray, expected a tnmpo.MPO or a tnmpo.TT; tnmpo.mpo_decompose"),
+    (lambda: truncate(W, 3), TypeError, "train: got ndarray, expected a tnmpo.MPO"),
+    (lambda: bond_spectra(None), TypeError, "train: got NoneType, expected a tnmpo.MPO"),
+    (lambda: bond_spectra(MPO([np.nan * ones((1, 2, 2, 1))])), ValueError, "train: got NaN or Inf in core 0"),
     # the cores
     (lambda: MPO([]), ValueError, "MPO: got no cores, expected at least one"),
     (lambda: MPO(None), TypeError, "MPO: got NoneType for cores, expected a sequence of four-way arrays"),

@@ -10,16 +10,18 @@
 from ._bounds import Truncation
 from ._canonical import canonicalize, is_canonical
 from ._contract import ContractionPlan, contraction_plan
-from ._decompose import mpo_decompose
+from ._decompose import mpo_decompose, tt_decompose
 from ._entanglement import bond_spectra, entanglement_entropy
 from ._mpo import MPO
 from ._ranks import EntropyFraction, MaxRank, ParameterBudget, RankPolicy, Tolerance, allot_ranks
 from ._shapes import MPOShape, padded_size, plan_shape
 from ._truncate import truncate
+from ._tt import TT
 from ._weights import Weight
 
 __all__ = [
     "MPO",
+    "TT",
     "ContractionPlan",
     "EntropyFraction",
     "MPOShape",
@@ -39,4 +41,5 @@ __all__ = [
     "padded_size",
     "plan_shape",
     "truncate",
+    "tt_decompose",
 ]

@@ -1,4 +1,4 @@
-"""The TensorLy backend of an argument, and the two factorisations everything rests on.
+"""The TensorLy backend of an argument, and what TensorLy's backends spell differently.
 
 TensorLy's backend *objects* are used (``load_backend``); its global state is neither read nor
 written, so threads with different backends never meet.
@@ -7,6 +7,9 @@ written, so threads with different backends never meet.
 from __future__ import annotations
 
 import math
+import sys
+from collections.abc import Sequence
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -15,10 +18,19 @@ from tensorly.backend import load_backend
 Array = Any  # a tensor of any backend
 Backend = Any  # a TensorLy backend object
 
-_BACKEND_OF_PACKAGE = {"numpy": "numpy", "torch": "pytorch"}
+_BACKEND_OF_PACKAGE = {
+    "numpy": "numpy",
+    "torch": "pytorch",
+    "jax": "jax",
+    "jaxlib": "jax",
+    "cupy": "cupy",
+    "tensorflow": "tensorflow",
+}
+_EXPECTED = "a numpy array, a torch tensor, a jax array"
 _WORKING_DTYPE = {"float16": "float32", "bfloat16": "float32"}
 _DOUBLE_DTYPE = {"float32": "float64", "complex64": "complex128"}
 _REAL_DTYPE = {"complex64": "float32", "complex128": "float64"}
+_BFLOAT16_EPSILON = 2.0**-7
 _INEXACT_DTYPES = {"float16", "bfloat16", "float32", "float64", "complex64", "complex128"}
 
 
@@ -28,8 +40,8 @@ def backend_of(tensor: Array, argument: str) -> Backend:
     Raises
     ------
     TypeError
-        If ``tensor`` is not an array of a known backend, or one of its special kinds: numpy's matrices and masked
-        arrays, torch's sparse tensors.
+        If ``tensor`` is not an array of a known backend, one of its special kinds (numpy's matrices and masked
+        arrays, torch's sparse tensors), or a jax tracer without values, as inside ``jax.jit``.
     """
     layout = str(getattr(tensor, "layout", "torch.strided"))  # numpy arrays have none
     if isinstance(tensor, np.matrix | np.ma.MaskedArray) or layout != "torch.strided":
@@ -37,12 +49,37 @@ def backend_of(tensor: Array, argument: str) -> Backend:
         raise TypeError(f"{argument}: got a {kind}, expected a plain dense array; convert it first")
     for cls in type(tensor).__mro__:
         name = _BACKEND_OF_PACKAGE.get(cls.__module__.partition(".")[0])
-        if name is not None and hasattr(tensor, "dtype") and hasattr(tensor, "ndim"):
-            return load_backend(name)
+        if name is not None and hasattr(tensor, "dtype") and hasattr(tensor, "shape"):
+            if name == "jax" and is_jax_tracer(detach(tensor)):
+                raise TypeError(
+                    f"{argument}: got a jax tracer without values, expected an array; bonds and gauges depend on "
+                    "the values: call it outside jax.jit and jax.vmap (jax.grad is fine)"
+                )
+            return _load(name)
     raise TypeError(
-        f"{argument}: got {type(tensor).__name__}, expected a numpy array or a torch tensor; "
+        f"{argument}: got {type(tensor).__name__}, expected {_EXPECTED}; "
         "convert it first, e.g. with numpy.asarray(..., dtype=float)"
     )
+
+
+@cache
+def _load(name: str) -> Backend:
+    """TensorLy's backend object. Loading the one of jax switches on 64-bit types for the process: not ours to do."""
+    if name != "jax":
+        return load_backend(name)
+    import jax  # an array of it has come in: it is imported already
+
+    wide = jax.config.read("jax_enable_x64")
+    try:
+        return load_backend(name)
+    finally:
+        jax.config.update("jax_enable_x64", wide)
+
+
+def is_jax_tracer(tensor: Array) -> bool:
+    """Whether jax is tracing ``tensor`` for a derivative, a compilation or a map."""
+    jax = sys.modules.get("jax")
+    return jax is not None and isinstance(tensor, jax.core.Tracer)
 
 
 def dtype_name(tensor: Array) -> str:
@@ -54,12 +91,30 @@ def cast(tensor: Array, dtype: str) -> Array:
     """``tensor`` in the dtype of that name; the tensor itself when it has it already."""
     if dtype_name(tensor) == dtype:
         return tensor
-    if isinstance(tensor, np.ndarray | np.generic):
-        with np.errstate(over="ignore"):  # as in torch: who casts down looks for infinities
-            return tensor.astype(dtype)
-    import torch  # the tensor is one of torch's: it is imported already
+    if hasattr(tensor, "permute"):
+        return tensor.to(getattr(sys.modules["torch"], dtype))
+    with np.errstate(over="ignore"):  # as in torch: who casts down looks for infinities
+        return tensor.astype(dtype)
 
-    return tensor.to(getattr(torch, dtype))
+
+def detach(tensor: Array) -> Array:
+    """``tensor`` without its derivative; on jax only so do the values of a traced array become known."""
+    if hasattr(tensor, "detach"):
+        return tensor.detach()
+    if is_jax_tracer(tensor):
+        return sys.modules["jax"].lax.stop_gradient(tensor)
+    return tensor
+
+
+def permute(tensor: Array, axes: Sequence[int]) -> Array:
+    """``tensor`` with its axes in another order."""
+    axes = tuple(axes)
+    return tensor.permute(axes) if hasattr(tensor, "permute") else tensor.transpose(axes)
+
+
+def device_of(tensor: Array) -> str:
+    """The device of ``tensor``, in its backend's words."""
+    return str(getattr(detach(tensor), "device", "cpu"))
 
 
 def working(tensor: Array) -> Array:
@@ -69,9 +124,28 @@ def working(tensor: Array) -> Array:
 
 
 def double(tensor: Array) -> Array:
-    """``tensor`` in double precision, real or complex."""
+    """``tensor`` in double precision, real or complex; on jax only where 64-bit types are switched on."""
     name = dtype_name(working(tensor))
+    if is_jax(tensor) and not sys.modules["jax"].config.read("jax_enable_x64"):
+        return cast(tensor, name)
     return cast(tensor, _DOUBLE_DTYPE.get(name, name))
+
+
+def is_jax(tensor: Array) -> bool:
+    """Whether ``tensor`` is one of jax's, traced or not."""
+    jax = sys.modules.get("jax")
+    return jax is not None and isinstance(tensor, jax.Array)
+
+
+def resolution(tensor: Array) -> float:
+    """The relative spacing of the numbers of the dtype of ``tensor``."""
+    name = dtype_name(tensor)
+    return _BFLOAT16_EPSILON if name == "bfloat16" else float(np.finfo(name).eps)
+
+
+def real_dtype(name: str) -> str:
+    """``'float32'`` for ``'complex64'``, and so on; real names are their own."""
+    return _REAL_DTYPE.get(name, name)
 
 
 def is_half(tensor: Array) -> bool:
@@ -119,8 +193,7 @@ def peak(tensor: Array) -> float:
 
     No temporary of the tensor's size is made.
     """
-    if not isinstance(tensor, np.ndarray | np.generic):
-        tensor = tensor.detach()
+    tensor = detach(tensor)
     parts = [tensor.real, tensor.imag] if "complex" in dtype_name(tensor) else [tensor]
     extremes = [abs(float(extreme)) for part in parts for extreme in (part.max(), part.min())]
     return float(np.max(extremes))  # unlike the builtin, numpy's does not lose a NaN
@@ -128,93 +201,43 @@ def peak(tensor: Array) -> float:
 
 def to_numpy(tensor: Array) -> np.ndarray:
     """``tensor`` as a detached numpy array in double precision."""
-    if isinstance(tensor, np.ndarray | np.generic):
-        return np.asarray(double(np.asarray(tensor)))
-    return double(tensor.detach()).cpu().numpy()
+    return double(as_numpy(tensor))
+
+
+def as_numpy(tensor: Array) -> np.ndarray:
+    """``tensor`` as a detached numpy array of its own dtype (bfloat16: float32), where possible without a copy."""
+    tensor = detach(tensor)
+    if dtype_name(tensor) == "bfloat16":
+        tensor = cast(tensor, "float32")
+    if hasattr(tensor, "permute"):
+        tensor = tensor.cpu().resolve_conj().resolve_neg()
+    elif hasattr(tensor, "get") and not isinstance(tensor, np.ndarray):  # cupy
+        tensor = tensor.get()
+    return np.asarray(tensor)
 
 
 def like(array: Array, tensor: Array) -> Array:
-    """``array`` on the backend and device of ``tensor``, in its own dtype."""
-    if isinstance(tensor, np.ndarray):
-        return array if isinstance(array, np.ndarray) else array.detach().cpu().numpy()
-    import torch  # the tensor is one of torch's: it is imported already
+    """``array``, of any backend, on the backend and device of ``tensor``, in its own dtype."""
+    if hasattr(tensor, "permute"):
+        torch = sys.modules["torch"]
+        return (array if hasattr(array, "permute") else torch.tensor(as_numpy(array))).to(tensor.device)
+    if isinstance(tensor, np.ndarray | np.generic):
+        return as_numpy(array)
+    if is_jax(tensor):
+        return array if is_jax(array) else sys.modules["jax"].numpy.asarray(as_numpy(array))
+    return backend_of(tensor, "tensor").tensor(as_numpy(array))
 
-    return torch.as_tensor(array).to(tensor.device)
+
+def transposed(matrix: Array) -> Array:
+    """The transpose."""
+    return permute(matrix, (1, 0))
 
 
-def adjoint(backend: Backend, matrix: Array) -> Array:
+def adjoint(matrix: Array) -> Array:
     """The conjugate transpose."""
-    return backend.transpose(backend.conj(matrix))
+    return conj(transposed(matrix))
 
 
-def thin_svd(backend: Backend, matrix: Array) -> tuple[Array, Array, Array]:
-    """Split ``matrix = basis @ rest`` with ``basis`` the left singular vectors.
-
-    Parameters
-    ----------
-    matrix : (m, n) array
-
-    Returns
-    -------
-    basis : (m, k) array with orthonormal columns, k = min(m, n)
-    spectrum : (k,) real array, descending
-    rest : (k, n) array, ``basis^H matrix``, i.e. the singular values times the right vectors
-
-    Notes
-    -----
-    A wide matrix needs no SVD of its long side. In single precision the basis comes from the Gram
-    matrix in double precision, whose relative floor of 1e-8 is below what single precision can
-    tell; in double precision from the R factor of a QR. Either way ``rest`` is one product.
-    Cost: O(m n min(m, n)).
-    """
-    given = matrix
-    matrix, scale = _factorable(given)
-    rows, columns = matrix.shape
-    if columns >= 2 * rows:
-        basis, spectrum = _left_vectors(backend, matrix)
-        rest = adjoint(backend, basis) @ matrix
-    elif rows >= 2 * columns:
-        q, r = backend.qr(matrix)  # (m, n), (n, n)
-        u, spectrum, vh = backend.svd(r, full_matrices=False)
-        basis, rest = q @ u, spectrum[:, None] * vh
-    else:
-        basis, spectrum, vh = backend.svd(matrix, full_matrices=False)
-        rest = spectrum[:, None] * vh
-    name = dtype_name(given)
-    return cast(basis, name), cast(spectrum * scale, _REAL_DTYPE.get(name, name)), cast(rest * scale, name)
-
-
-def thin_qr(backend: Backend, matrix: Array) -> tuple[Array, Array]:
-    """``matrix = q @ r`` with orthonormal columns in ``q``, at any scale of the entries."""
-    name = dtype_name(matrix)
-    matrix, scale = _factorable(matrix)
-    q, r = backend.qr(matrix)
-    return cast(q, name), cast(r * scale, name)
-
-
-def _factorable(matrix: Array) -> tuple[Array, float]:
-    """``matrix / scale`` as LAPACK can take it, and the scale.
-
-    Entries are brought around 1, by a power of two so that nothing is rounded: factorisations sum squares. And single
-    precision complex becomes double: there torch's QR (MKL) returns NaN for some matrices of dependent columns.
-    """
-    if dtype_name(matrix) == "complex64":
-        matrix = double(matrix)
-    largest = peak(matrix)
-    if largest == 0 or 1e-6 < largest < 1e6 or not math.isfinite(largest):
-        return matrix, 1.0
-    scale = max(math.ldexp(1.0, math.frexp(largest)[1] - 1), float(np.finfo(dtype_name(matrix)).tiny))
-    return matrix / scale, scale
-
-
-def _left_vectors(backend: Backend, matrix: Array) -> tuple[Array, Array]:
-    """All left singular vectors (m, m) and values (m,) of a wide matrix."""
-    name = dtype_name(matrix)
-    if name in _DOUBLE_DTYPE:
-        wide = double(matrix)
-        values, vectors = backend.eigh(wide @ adjoint(backend, wide))  # ascending
-        spectrum = backend.sqrt(backend.clip(backend.flip(values), 0.0))
-        return cast(backend.flip(vectors, axis=1), name), cast(spectrum, name)
-    _, r = backend.qr(adjoint(backend, matrix))  # (m, m): matrix = r^H q^H
-    u, spectrum, _ = backend.svd(adjoint(backend, r), full_matrices=False)
-    return u, spectrum
+def conj(tensor: Array) -> Array:
+    """The complex conjugate; a real tensor itself."""
+    return backend_of(tensor, "tensor").conj(tensor) if "complex" in dtype_name(tensor) else tensor

@@ -1,35 +1,35 @@
-"""canonicalize, is_canonical: the gauge of an MPO."""
+"""canonicalize, is_canonical: the gauge of a train."""
 
 from __future__ import annotations
 
 from numbers import Real
 
 from . import _chain
-from ._backend import backend_of, dtype_name, working
-from ._mpo import MPO, check_center, check_mpo, four_way, three_way
+from ._backend import dtype_name, resolution
+from ._shapes import full_ranks
+from ._train import AnyTrain, Train, chain_of, check_center, check_train
 
-_EPSILON = {"float16": 1e-3, "bfloat16": 8e-3, "float32": 1.2e-7, "complex64": 1.2e-7}
 
-
-def canonicalize(mpo: MPO, center: int | None = None) -> MPO:
-    """The same matrix in mixed-canonical form: isometries on both sides of the center.
+def canonicalize(train: AnyTrain, center: int | None = None) -> AnyTrain:
+    """The same array in mixed-canonical form: isometries on both sides of the center.
 
     Parameters
     ----------
-    mpo : MPO
+    train : MPO or TT
     center : int, optional
-        The orthogonality center, by default ``order // 2``.
+        The orthogonality center, by default ``order // 2``. The last site gives the left-canonical form, site 0 the
+        right-canonical one.
 
     Returns
     -------
-    MPO
+    MPO or TT, as it came
         With ``center`` set and the record of an earlier cut kept. Bonds that are larger than
         they can need to be shrink to their full bond.
 
     Raises
     ------
     ValueError, TypeError
-        If ``mpo`` is no MPO or holds NaN, or ``center`` is no site.
+        If ``train`` is none or holds NaN, or ``center`` is no site.
 
     Notes
     -----
@@ -38,51 +38,49 @@ def canonicalize(mpo: MPO, center: int | None = None) -> MPO:
 
     Examples
     --------
-    >>> import numpy as np
-    >>> mpo = MPO([np.ones((1, 2, 2, 3)), np.ones((3, 2, 2, 1))])
-    >>> moved = canonicalize(mpo, center=0)
-    >>> is_canonical(moved), np.allclose(moved.to_matrix(), mpo.to_matrix())
+    >>> import numpy as np, tnmpo
+    >>> tt = tnmpo.TT([np.ones((1, 2, 3)), np.ones((3, 2, 1))])
+    >>> moved = canonicalize(tt, center=0)
+    >>> is_canonical(moved), np.allclose(moved.to_tensor(), tt.to_tensor())
     (True, True)
     """
-    mpo = check_mpo(mpo)
-    center = check_center(center, mpo.order)
-    backend = backend_of(mpo.cores[0], "mpo")
-    cores = [working(core) for core in three_way(mpo.cores)]
-    if any(rank > full for rank, full in zip(mpo.ranks, mpo.shape.full_ranks, strict=True)):
-        for end in (0, mpo.order - 1):  # a sweep shrinks a bond to what lies on one side of it
-            cores = _chain.orthogonalize(backend, cores, end)
-    cores = _chain.orthogonalize(backend, cores, center)
-    return MPO(four_way(cores, mpo.shape, dtype_name(mpo.cores[0])), center=center, truncation=mpo.truncation)
+    train = check_train(train)
+    center = check_center(center, train.order)
+    cores = chain_of(train)
+    if any(rank > full for rank, full in zip(train.ranks, full_ranks(train.frame.site_sizes), strict=True)):
+        for end in (0, train.order - 1):  # a sweep shrinks a bond to what lies on one side of it
+            cores = _chain.orthogonalize(cores, end)
+    cores = _chain.orthogonalize(cores, center)
+    return train.frame.build(cores, dtype_name(train.cores[0]), center=center, truncation=train.truncation)
 
 
-def is_canonical(mpo: MPO, center: int | None = None, *, tolerance: float | None = None) -> bool:
+def is_canonical(train: Train, center: int | None = None, *, tolerance: float | None = None) -> bool:
     """Whether all cores left of the center are left isometries and all right of it right ones.
 
     Parameters
     ----------
-    mpo : MPO
+    train : MPO or TT
     center : int, optional
-        By default ``mpo.center``, and False where that is None.
+        By default ``train.center``, and False where that is None.
     tolerance : float, optional
         Largest deviation of an entry of a Gram matrix from the identity; by default 1000 times
         the resolution of the dtype.
 
     Examples
     --------
-    >>> import numpy as np
-    >>> is_canonical(MPO([np.ones((1, 2, 2, 1)), np.ones((1, 2, 2, 1))]), center=0)
+    >>> import numpy as np, tnmpo
+    >>> is_canonical(tnmpo.MPO([np.ones((1, 2, 2, 1)), np.ones((1, 2, 2, 1))]), center=0)
     False
     """
-    mpo = check_mpo(mpo)
+    train = check_train(train)
     if tolerance is not None and (isinstance(tolerance, bool) or not isinstance(tolerance, Real) or not tolerance >= 0):
         raise ValueError(f"tolerance: got {tolerance!r}, expected a number >= 0; None is the dtype's own")
-    center = mpo.center if center is None else check_center(center, mpo.order)
+    center = train.center if center is None else check_center(center, train.order)
     if center is None:
         return False
-    backend = backend_of(mpo.cores[0], "mpo")
     if tolerance is None:
-        tolerance = 1e3 * _EPSILON.get(dtype_name(mpo.cores[0]), 2.2e-16)
-    cores = [working(core) for core in three_way(mpo.cores)]
+        tolerance = 1e3 * resolution(train.cores[0])
+    cores = chain_of(train)
     left = [core.reshape(-1, core.shape[2]) for core in cores[:center]]
     right = [core.reshape(-1, core.shape[2]) for core in _chain.mirror(cores[center + 1 :])]
-    return all(_chain.is_isometry(backend, unfolding, tolerance) for unfolding in left + right)
+    return all(_chain.is_isometry(unfolding, tolerance) for unfolding in left + right)

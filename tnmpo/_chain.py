@@ -17,16 +17,17 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from ._backend import Array, Backend, adjoint, thin_qr, thin_svd, to_numpy
+from ._backend import Array, adjoint, permute, to_numpy, transposed
 from ._bounds import l2_norm
 from ._contract import merge_order
+from ._factor import thin_qr, thin_svd
 
 Cores = list[Array]
 
 
 def mirror(cores: Sequence[Array]) -> Cores:
     """The train read from its other end."""
-    return [core.transpose(2, 1, 0) if isinstance(core, np.ndarray) else core.permute(2, 1, 0) for core in cores[::-1]]
+    return [permute(core, (2, 1, 0)) for core in cores[::-1]]
 
 
 def contract(cores: Sequence[Array]) -> Array:
@@ -44,7 +45,7 @@ def contract(cores: Sequence[Array]) -> Array:
     return segments[0].reshape(-1)
 
 
-def decompose(backend: Backend, tensor: Array, sizes: Sequence[int], center: int) -> tuple[Cores, list[Array]]:
+def decompose(tensor: Array, sizes: Sequence[int], center: int) -> tuple[Cores, list[Array]]:
     """The exact train of a dense tensor, from both ends to the center, and its Schmidt spectra.
 
     Parameters
@@ -75,35 +76,35 @@ def decompose(backend: Backend, tensor: Array, sizes: Sequence[int], center: int
         from_left = first < center and (last == center or left_rank * sizes[first] <= right_rank * sizes[last])
         if from_left:
             #  ▶━▶━[●●●●]━◀      the dense rest shrinks from the left ...
-            basis, spectrum, rest = thin_svd(backend, rest.reshape(left_rank * sizes[first], -1))
+            basis, spectrum, rest = thin_svd(rest.reshape(left_rank * sizes[first], -1))
             left.append(basis.reshape(left_rank, sizes[first], -1))
             left_spectra.append(spectrum)
             left_rank = basis.shape[1]
         else:
             #  ▶━▶━▶━[●●●]━◀     ... and from the right, the same step on its transpose
-            turned = backend.transpose(rest.reshape(-1, sizes[last] * right_rank))
-            basis, spectrum, turned = thin_svd(backend, turned)
-            right.append(backend.transpose(basis).reshape(-1, sizes[last], right_rank))
+            turned = transposed(rest.reshape(-1, sizes[last] * right_rank))
+            basis, spectrum, turned = thin_svd(turned)
+            right.append(transposed(basis).reshape(-1, sizes[last], right_rank))
             right_spectra.append(spectrum)
             right_rank = basis.shape[1]
-            rest = backend.transpose(turned)
+            rest = transposed(turned)
     cores = [*left, rest.reshape(left_rank, sizes[center], right_rank), *right[::-1]]
     return cores, left_spectra + right_spectra[::-1]
 
 
-def orthogonalize(backend: Backend, cores: Sequence[Array], center: int) -> Cores:
+def orthogonalize(cores: Sequence[Array], center: int) -> Cores:
     """The same train with the orthogonality center at ``center``, by QR from both ends."""
-    cores = _qr_right(backend, cores, center)
-    return mirror(_qr_right(backend, mirror(cores), len(cores) - 1 - center))
+    cores = _qr_right(cores, center)
+    return mirror(_qr_right(mirror(cores), len(cores) - 1 - center))
 
 
-def schmidt(backend: Backend, cores: Sequence[Array], center: int) -> tuple[Cores, list[Array]]:
+def schmidt(cores: Sequence[Array], center: int) -> tuple[Cores, list[Array]]:
     """The same train in the Schmidt basis of every bond, and the spectra of its bonds."""
-    cores, spectra, _ = _svd_right(backend, orthogonalize(backend, cores, 0))
-    return _center_from_right(backend, cores, center), spectra
+    cores, spectra, _ = _svd_right(orthogonalize(cores, 0))
+    return _center_from_right(cores, center), spectra
 
 
-def cut(backend: Backend, cores: Sequence[Array], center: int, ranks: Sequence[int]) -> tuple[Cores, float]:
+def cut(cores: Sequence[Array], center: int, ranks: Sequence[int]) -> tuple[Cores, float]:
     """Cut a train to ``ranks`` (with the boundary ones), keeping it canonical.
 
     Parameters
@@ -117,35 +118,35 @@ def cut(backend: Backend, cores: Sequence[Array], center: int, ranks: Sequence[i
         The Frobenius distance to the input, exact: the discarded parts of the successive residuals are orthogonal.
     """
     # The right of the center is isometric already, so only the left is turned before the sweep.
-    moved = mirror(_qr_right(backend, mirror(cores[: center + 1]), center)) + list(cores[center + 1 :])
-    cores, _, discarded = _svd_right(backend, moved, ranks)
+    moved = mirror(_qr_right(mirror(cores[: center + 1]), center)) + list(cores[center + 1 :])
+    cores, _, discarded = _svd_right(moved, ranks)
     # Each cut turns the Schmidt bases of the bonds before it: one sweep back and one to the center.
-    cores = _center_from_right(backend, cores, 0)
-    cores, _, _ = _svd_right(backend, cores, stop=center)
+    cores = _center_from_right(cores, 0)
+    cores, _, _ = _svd_right(cores, stop=center)
     return cores, l2_norm(np.array(discarded))
 
 
-def _center_from_right(backend: Backend, cores: Cores, center: int) -> Cores:
+def _center_from_right(cores: Cores, center: int) -> Cores:
     """Move the center from the last site to ``center`` through Schmidt bases."""
-    moved, _, _ = _svd_right(backend, mirror(cores), stop=len(cores) - 1 - center)
+    moved, _, _ = _svd_right(mirror(cores), stop=len(cores) - 1 - center)
     return mirror(moved)
 
 
-def _qr_right(backend: Backend, cores: Sequence[Array], stop: int) -> Cores:
+def _qr_right(cores: Sequence[Array], stop: int) -> Cores:
     """Make every core left of ``stop`` a left isometry."""
     cores = list(cores)
     for k in range(stop):
         #  ▶━▶━●━●━●      before: site k is anything
         #  ▶━▶━▶━●━●      after: its triangular factor went into site k + 1
         left, size, right = cores[k].shape
-        q, r = thin_qr(backend, cores[k].reshape(left * size, right))  # (left*size, new), (new, right)
+        q, r = thin_qr(cores[k].reshape(left * size, right))  # (left*size, new), (new, right)
         cores[k] = q.reshape(left, size, -1)
         cores[k + 1] = _carry(r, cores[k + 1])
     return cores
 
 
 def _svd_right(
-    backend: Backend, cores: Sequence[Array], ranks: Sequence[int] | None = None, stop: int | None = None
+    cores: Sequence[Array], ranks: Sequence[int] | None = None, stop: int | None = None
 ) -> tuple[Cores, list[Array], list[float]]:
     """Move the center from site 0 to ``stop`` (the last) by SVDs, cutting to ``ranks`` on the way.
 
@@ -157,12 +158,12 @@ def _svd_right(
         #  ▶━▶━○━◀━◀      before bond k: center at site k, all others isometries
         #  ▶━▶━▶━○━◀      after: bond k in its Schmidt basis and cut, center moved right
         left, size, right = cores[k].shape
-        basis, spectrum, rest = thin_svd(backend, cores[k].reshape(left * size, right))
+        rank = None if ranks is None else ranks[k + 1]
+        basis, spectrum, rest = thin_svd(cores[k].reshape(left * size, right), rank)
         spectra.append(spectrum)
-        rank = len(spectrum) if ranks is None else ranks[k + 1]
-        discarded.append(l2_norm(to_numpy(spectrum[rank:])))
-        cores[k] = basis[:, :rank].reshape(left, size, -1)
-        cores[k + 1] = _carry(rest[:rank], cores[k + 1])
+        discarded.append(l2_norm(to_numpy(spectrum[basis.shape[1] :])))
+        cores[k] = basis.reshape(left, size, -1)
+        cores[k + 1] = _carry(rest, cores[k + 1])
     return cores, spectra, discarded
 
 
@@ -172,7 +173,7 @@ def _carry(matrix: Array, core: Array) -> Array:
     return (matrix @ core.reshape(left, size * right)).reshape(-1, size, right)
 
 
-def is_isometry(backend: Backend, matrix: Array, tolerance: float) -> bool:
+def is_isometry(matrix: Array, tolerance: float) -> bool:
     """Whether ``matrix^H matrix`` is the identity up to ``tolerance`` in every entry."""
-    gram = to_numpy(adjoint(backend, matrix) @ matrix)
+    gram = to_numpy(adjoint(matrix) @ matrix)
     return bool(np.max(np.abs(gram - np.eye(gram.shape[0]))) <= tolerance)

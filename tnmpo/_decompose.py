@@ -1,14 +1,16 @@
-"""mpo_decompose: from a dense matrix to an MPO."""
+"""mpo_decompose, tt_decompose: from a dense array to a train."""
 
 from __future__ import annotations
 
 from typing import Any
 
 from . import _chain, _weighted
-from ._backend import Array, Backend, backend_of, check_norm, check_values, dtype_name, working
-from ._mpo import MPO, check_center, four_way
+from ._backend import Array, backend_of, check_norm, check_values, dtype_name, permute, working
+from ._mpo import MPO
 from ._shapes import MPOShape, as_shape
+from ._train import AnyTrain, Frame, check_center
 from ._truncate import cut_canonical, cut_weighted
+from ._tt import TT
 from ._weights import Weight
 
 
@@ -24,7 +26,7 @@ def mpo_decompose(
 
     Parameters
     ----------
-    W : (I, J) numpy array or torch tensor
+    W : (I, J) array of numpy, torch or jax
         Real or complex, any floating dtype; 16-bit ones are decomposed in float32.
     shape : (rows, cols) or MPOShape, optional
         The factors of I and of J, one pair a site; by default ``plan_shape(W.shape, order=5)``.
@@ -72,27 +74,75 @@ def mpo_decompose(
     >>> bool(np.isclose(cut.truncation.error, np.linalg.norm(W - cut.to_matrix())))
     True
     """
-    backend = backend_of(W, "W")
-    if W.ndim != 2:
-        raise ValueError(f"W: got {W.ndim} axes, expected a matrix; reshape it to two")
+    backend_of(W, "W")
+    if len(W.shape) != 2:
+        raise ValueError(f"W: got {len(W.shape)} axes, expected a matrix; reshape it to two, or use tnmpo.tt_decompose")
     check_values(W, "W")
     check_norm(W, "W")
     shape = as_shape(shape, tuple(W.shape))
     center = check_center(center, shape.order)
+    frame = Frame(MPO, tuple(zip(shape.rows, shape.cols, strict=True)))
     if weight is not None:
         _weighted.check(weight, shape)
         if rank is not None:
-            return cut_weighted(backend, _weighted.of_matrix(backend, W, weight), shape, rank, center, W, weight)
+            return cut_weighted(_weighted.of_matrix(W, weight), frame, rank, center, W, weight)
         weight.roots(shape.matrix_shape, W)  # nothing is cut, so the norm has no effect; a wrong one is refused
-    tensor = _interleaved(backend, working(W), shape)
-    cores, spectra = _chain.decompose(backend, tensor, shape.site_sizes, center)
+    return _decomposed(_interleaved(working(W), shape), frame, rank, center, W)
+
+
+def tt_decompose(tensor: Array, rank: Any = None, *, center: int | None = None) -> TT:
+    """Write a tensor as a tensor train.
+
+    Parameters
+    ----------
+    tensor : array of any number of axes, at least one
+        Real or complex, any floating dtype; 16-bit ones are decomposed in float32.
+    rank : optional
+        As for ``tnmpo.mpo_decompose``; a float is the fraction of the entries of ``tensor``.
+    center : int, optional
+        The orthogonality center, by default ``order // 2``.
+
+    Returns
+    -------
+    TT
+        One site an axis, in the Schmidt basis of every bond; ``truncation`` as for ``tnmpo.mpo_decompose``.
+
+    Raises
+    ------
+    ValueError, TypeError
+        If ``tensor`` is no finite floating array with an axis, or the rank cannot be met.
+
+    Notes
+    -----
+    The TT-SVD of Oseledets (SIAM J. Sci. Comput. 33, 2011, algorithm 1), from both ends to the center.
+    Cost: O(N sum_k r_k) for N entries and full bonds r_k.
+
+    Examples
+    --------
+    >>> import numpy as np, tnmpo
+    >>> i, j, k = np.indices((4, 5, 6))
+    >>> tt = tt_decompose(1.0 * i + j + k, rank=tnmpo.Tolerance(1e-12))  # a sum of one-site functions
+    >>> tt.ranks, np.allclose(tt.to_tensor(), i + j + k)
+    ((1, 2, 2, 1), True)
+    """
+    backend_of(tensor, "tensor")
+    if len(tensor.shape) == 0:
+        raise ValueError("tensor: got a scalar, expected at least one axis; reshape it to (1,)")
+    check_values(tensor, "tensor")
+    check_norm(tensor, "tensor")
+    center = check_center(center, len(tensor.shape))
+    return _decomposed(working(tensor), Frame(TT, tuple((int(d),) for d in tensor.shape)), rank, center, tensor)
+
+
+def _decomposed(tensor: Array, frame: Frame[AnyTrain], rank: Any, center: int, source: Array) -> AnyTrain:
+    cores, spectra = _chain.decompose(tensor, frame.site_sizes, center)
     if rank is not None:
-        return cut_canonical(backend, cores, spectra, shape, rank, center, W)
-    return MPO(four_way(cores, shape, dtype_name(W)), center=center)
+        return cut_canonical(cores, spectra, frame, rank, center, source)
+    return frame.build(cores, dtype_name(source), center=center)
 
 
-def _interleaved(backend: Backend, matrix: Array, shape: MPOShape) -> Array:
+def _interleaved(matrix: Array, shape: MPOShape) -> Array:
     """The entries in the order i1 j1 i2 j2 .. of the sites."""
     order = shape.order
-    tensor = matrix.reshape(*shape.rows, *shape.cols)
-    return backend.transpose(tensor, [axis for k in range(order) for axis in (k, order + k)])
+    tensor = matrix.reshape((*shape.rows, *shape.cols))
+    return permute(tensor, [axis for k in range(order) for axis in (k, order + k)])

@@ -1,4 +1,4 @@
-"""truncate: cut the bonds of an MPO and record how far the result is."""
+"""truncate: cut the bonds of a train and record how far the result is."""
 
 from __future__ import annotations
 
@@ -8,40 +8,40 @@ from typing import Any
 import numpy as np
 
 from . import _chain, _weighted
-from ._backend import Array, Backend, backend_of, cast, dtype_name, is_half, to_numpy, working
+from ._backend import Array, cast, dtype_name, is_half, to_numpy, working
 from ._bounds import certify, l2_norm
-from ._mpo import MPO, check_center, check_mpo, four_way, three_way
+from ._mpo import MPO
 from ._ranks import choose_ranks
-from ._shapes import MPOShape
+from ._train import AnyTrain, Frame, Train, chain_of, check_center, check_train
 from ._weights import Weight
 
 
-def truncate(mpo: MPO, rank: Any, *, weight: Weight | None = None) -> MPO:
-    """Cut the bonds of an MPO.
+def truncate(train: AnyTrain, rank: Any, *, weight: Weight | None = None) -> AnyTrain:
+    """Cut the bonds of an MPO or a TT.
 
     Parameters
     ----------
-    mpo : MPO
+    train : MPO or TT
     rank : int, tuple, float or policy
-        As for ``tnmpo.mpo_decompose``; a full bond here is one of ``mpo``.
+        As for ``tnmpo.mpo_decompose``; a full bond here is one of ``train``.
     weight : Weight, optional
-        The norm to cut in, for low-rank shapes.
+        The norm to cut in, for MPOs of low-rank shapes.
 
     Returns
     -------
-    MPO
-        With the center of ``mpo`` (``order // 2`` where it has none), in the Schmidt basis of
-        every bond. ``truncation`` records the distance to ``mpo``.
+    MPO or TT, as it came
+        With the center of ``train`` (``order // 2`` where it has none), in the Schmidt basis of
+        every bond. ``truncation`` records the distance to ``train``.
 
     Raises
     ------
     ValueError, TypeError
-        If ``rank`` cannot be met, ``mpo`` is no MPO, or the weight does not fit.
+        If ``rank`` cannot be met, ``train`` is none, or the weight does not fit.
 
     Notes
     -----
     One sweep of SVDs over orthogonal residuals: the error is exact, and at most ``sqrt(n - 1)`` times that of the best
-    MPO of these ranks (Oseledets, SIAM J. Sci. Comput. 33, 2011, corollary 2.4). Cost: O(sum_k d_k r^3).
+    train of these ranks (Oseledets, SIAM J. Sci. Comput. 33, 2011, corollary 2.4). Cost: O(sum_k d_k r^3).
 
     Examples
     --------
@@ -51,79 +51,78 @@ def truncate(mpo: MPO, rank: Any, *, weight: Weight | None = None) -> MPO:
     >>> cut.ranks, round(cut.truncation.error, 12)
     ((1, 2, 1), 1.0)
     """
-    mpo = check_mpo(mpo)
-    center = check_center(mpo.center, mpo.order)
-    backend = backend_of(mpo.cores[0], "mpo")
-    cores = [working(core) for core in three_way(mpo.cores)]
+    train = check_train(train)
+    center = check_center(train.center, train.order)
+    cores = chain_of(train)
     if weight is not None:
-        _weighted.check(weight, mpo.shape)
-        factors = _weighted.of_train(backend, cores, weight)
-        return cut_weighted(backend, factors, mpo.shape, rank, center, mpo, weight)
-    cores, spectra = _chain.schmidt(backend, cores, center)
-    return cut_canonical(backend, cores, spectra, mpo.shape, rank, center, mpo)
+        _weighted.check(weight, check_train(train, kind=MPO).shape)
+        return cut_weighted(_weighted.of_train(cores, weight), train.frame, rank, center, train, weight)
+    cores, spectra = _chain.schmidt(cores, center)
+    return cut_canonical(cores, spectra, train.frame, rank, center, train)
 
 
 def cut_canonical(
-    backend: Backend,
     cores: Sequence[Array],
     spectra: Sequence[Array],
-    shape: MPOShape,
+    frame: Frame[AnyTrain],
     rank: Any,
     center: int,
-    source: Array | MPO,
-) -> MPO:
-    """Cut a train that is canonical around ``center`` and certify the result against ``source``."""
+    source: Array | Train,
+) -> AnyTrain:
+    """Cut a chain that is canonical around ``center`` and certify the result against ``source``."""
     spectra = [to_numpy(spectrum) for spectrum in spectra]
-    ranks = choose_ranks(rank, spectra, shape.site_sizes)
+    ranks = choose_ranks(rank, spectra, frame.site_sizes)
     norm = l2_norm(spectra[0]) if spectra else l2_norm(to_numpy(cores[0]))
     if any(kept < len(spectrum) for kept, spectrum in zip(ranks[1:-1], spectra, strict=True)):
-        cores, error = _chain.cut(backend, cores, center, ranks)
+        cores, error = _chain.cut(cores, center, ranks)
     else:
         error = 0.0
-    return _finish(cores, shape, center, source, None, ranks, spectra, error, norm)
+    return _finish(cores, frame, center, source, None, ranks, spectra, error, norm)
 
 
 def cut_weighted(
-    backend: Backend,
     factors: _weighted.Factors,
-    shape: MPOShape,
+    frame: Frame[AnyTrain],
     rank: Any,
     center: int,
-    source: Array | MPO,
+    source: Array | Train,
     weight: Weight,
-) -> MPO:
+) -> AnyTrain:
     """The same for a low-rank shape, in the weighted norm."""
     spectrum = to_numpy(factors.spectrum)
-    spectra = [spectrum] * (shape.order - 1)
-    ranks = choose_ranks(rank, spectra, shape.site_sizes)
+    order = len(frame.site_shapes)
+    spectra = [spectrum] * (order - 1)
+    ranks = choose_ranks(rank, spectra, frame.site_sizes)
     kept = min(ranks[1:-1])
-    train = _weighted.train(factors, kept, shape.order)
-    dtype = dtype_name(working(source.cores[0] if isinstance(source, MPO) else source))
-    cores, _ = _chain.schmidt(backend, [cast(core, dtype) for core in train], center)
-    return _finish(cores, shape, center, source, weight, ranks, spectra, l2_norm(spectrum[kept:]), l2_norm(spectrum))
+    train = _weighted.train(factors, kept, order)
+    dtype = dtype_name(working(source.cores[0] if isinstance(source, Train) else source))
+    cores, _ = _chain.schmidt([cast(core, dtype) for core in train], center)
+    return _finish(cores, frame, center, source, weight, ranks, spectra, l2_norm(spectrum[kept:]), l2_norm(spectrum))
 
 
 def _finish(
     cores: Sequence[Array],
-    shape: MPOShape,
+    frame: Frame[AnyTrain],
     center: int,
-    source: Array | MPO,
+    source: Array | Train,
     weight: Weight | None,
     ranks: Sequence[int],
     spectra: Sequence[np.ndarray],
     error: float,
     norm: float,
-) -> MPO:
+) -> AnyTrain:
     """Cast back to the dtype of ``source`` and attach the record."""
-    given = source.cores[0] if isinstance(source, MPO) else source
-    mpo = MPO(four_way(cores, shape, dtype_name(given)), center=center)
+    given = source.cores[0] if isinstance(source, Train) else source
+    train = frame.build(cores, dtype_name(given), center=center)
     if is_half(given):
         # What the sweep discarded is not all: the cores were rounded to 16 bits afterwards.
-        before = _dense(source) if isinstance(source, MPO) else working(source)
-        error = (weight or Weight()).norm(before - _dense(mpo))
-    return MPO(mpo.cores, center=center, truncation=certify(ranks, spectra, error, norm))
+        before = _dense(source) if isinstance(source, Train) else working(source)
+        residual = before - _dense(train)
+        error = l2_norm(to_numpy(residual)) if weight is None else weight.norm(residual)
+    train.truncation = certify(ranks, spectra, error, norm)
+    return train
 
 
-def _dense(mpo: MPO) -> Array:
-    """The matrix of the cores as they are, without the rounding that contracting them in 16 bits would add."""
-    return MPO([working(core) for core in mpo.cores]).to_matrix()
+def _dense(train: Train) -> Array:
+    """The dense array of the cores as they are, without the rounding that contracting them in 16 bits would add."""
+    return type(train)([working(core) for core in train.cores])._dense()

@@ -16,11 +16,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ._backend import Array, Backend, adjoint, cast, double, dtype_name, like, thin_qr, thin_svd
+from ._backend import Array, adjoint, backend_of, cast, conj, double, dtype_name, like, resolution, transposed
+from ._factor import thin_qr, thin_svd
 from ._shapes import MPOShape
 from ._weights import Weight, times
-
-_EPSILON = 2.2e-16
 
 
 @dataclass(frozen=True)
@@ -46,19 +45,19 @@ def check(weight: Weight, shape: MPOShape) -> None:
         )
 
 
-def of_matrix(backend: Backend, matrix: Array, weight: Weight) -> Factors:
+def of_matrix(matrix: Array, weight: Weight) -> Factors:
     """The weighted factors of a dense (I, J) matrix."""
     rows, cols = weight.roots(matrix.shape, matrix)
     matrix = double(matrix)
     if rows is not None and cols is not None:
-        return _both_sides(backend, matrix, rows, cols)
+        return _both_sides(matrix, rows, cols)
     if rows is not None:
-        turned = _columns(backend, *_isometry(backend, backend.transpose(matrix)), backend.conj(rows))
-        return _transposed(backend, turned)
-    return _columns(backend, *_isometry(backend, matrix), cols)
+        turned = _columns(*_isometry(transposed(matrix)), conj(rows))
+        return _transposed(turned)
+    return _columns(*_isometry(matrix), cols)
 
 
-def of_train(backend: Backend, cores: Sequence[Array], weight: Weight) -> Factors:
+def of_train(cores: Sequence[Array], weight: Weight) -> Factors:
     """The weighted factors of a low-rank train; the matrix is formed only where both sides are weighted."""
     cores = [double(core) for core in cores]
     left = cores[0].reshape(-1, cores[0].shape[2])  # (I, k)
@@ -67,13 +66,13 @@ def of_train(backend: Backend, cores: Sequence[Array], weight: Weight) -> Factor
     right = cores[-1].reshape(cores[-1].shape[0], -1)  # (k, J)
     rows, cols = weight.roots((left.shape[0], right.shape[1]), left)
     if rows is not None and cols is not None:
-        return _both_sides(backend, left @ right, rows, cols)
+        return _both_sides(left @ right, rows, cols)
     if rows is not None:
-        q, r = thin_qr(backend, backend.transpose(right))  # (J, k), (k, k)
-        turned = _columns(backend, q, r @ backend.transpose(left), backend.conj(rows))
-        return _transposed(backend, turned)
-    q, r = thin_qr(backend, left)  # (I, k), (k, k)
-    return _columns(backend, q, r @ right, cols)
+        q, r = thin_qr(transposed(right))  # (J, k), (k, k)
+        turned = _columns(q, r @ transposed(left), conj(rows))
+        return _transposed(turned)
+    q, r = thin_qr(left)  # (I, k), (k, k)
+    return _columns(q, r @ right, cols)
 
 
 def train(factors: Factors, rank: int, order: int) -> list[Array]:
@@ -84,36 +83,37 @@ def train(factors: Factors, rank: int, order: int) -> list[Array]:
     return [left[None, :, :], *middle, right[:, :, None]]
 
 
-def _isometry(backend: Backend, matrix: Array) -> tuple[Array | None, Array]:
+def _isometry(matrix: Array) -> tuple[Array | None, Array]:
     """``matrix = isometry @ core`` with a core that is not taller than wide; None is the identity."""
     if matrix.shape[0] > matrix.shape[1]:
-        return thin_qr(backend, matrix)
+        return thin_qr(matrix)
     return None, matrix
 
 
-def _columns(backend: Backend, isometry: Array | None, core: Array, root: Array | None) -> Factors:
+def _columns(isometry: Array | None, core: Array, root: Array | None) -> Factors:
     """The factors of ``isometry @ core`` where only columns are weighted: ``u u^H core``.
 
     The core is not taller than wide, so ``u`` is square and keeping every direction is exact,
     however singular the metric.
     """
-    basis, spectrum, _ = thin_svd(backend, times(None, core, root))
+    basis, spectrum, _ = thin_svd(times(None, core, root))
     left = basis if isometry is None else isometry @ basis
-    return Factors(left, adjoint(backend, basis) @ core, spectrum)
+    return Factors(left, adjoint(basis) @ core, spectrum)
 
 
-def _transposed(backend: Backend, factors: Factors) -> Factors:
-    return Factors(backend.transpose(factors.right), backend.transpose(factors.left), factors.spectrum)
+def _transposed(factors: Factors) -> Factors:
+    return Factors(transposed(factors.right), transposed(factors.left), factors.spectrum)
 
 
-def _both_sides(backend: Backend, matrix: Array, rows: Array, cols: Array) -> Factors:
+def _both_sides(matrix: Array, rows: Array, cols: Array) -> Factors:
     weighted_rows, weighted_cols = times(rows, matrix, None), times(None, matrix, cols)
-    basis, spectrum, rest = thin_svd(backend, times(None, weighted_rows, cols))  # rest = s v^H
+    basis, spectrum, rest = thin_svd(times(None, weighted_rows, cols))  # rest = s v^H
     # A value that is all rounding has no direction: left out, it changes nothing in this norm.
-    kept = spectrum > max(matrix.shape) * _EPSILON * spectrum[0]
+    kept = spectrum > max(matrix.shape) * resolution(spectrum) * spectrum[0]
+    backend = backend_of(spectrum, "spectrum")
     inverse = backend.where(kept, 1 / backend.where(kept, spectrum, spectrum * 0 + 1), spectrum * 0)
     return Factors(
-        weighted_cols @ (adjoint(backend, rest) * inverse) * inverse,  # over s twice, one of them that of rest
-        adjoint(backend, basis) @ weighted_rows,
+        weighted_cols @ (adjoint(rest) * inverse) * inverse,  # over s twice, one of them that of rest
+        adjoint(basis) @ weighted_rows,
         spectrum,
     )

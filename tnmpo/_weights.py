@@ -5,7 +5,22 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import cached_property
 
-from ._backend import Array, adjoint, backend_of, cast, check_values, double, dtype_name, like, peak, to_numpy
+import numpy as np
+
+from ._backend import (
+    Array,
+    adjoint,
+    as_numpy,
+    backend_of,
+    cast,
+    check_values,
+    double,
+    dtype_name,
+    is_jax,
+    like,
+    peak,
+    to_numpy,
+)
 from ._bounds import l2_norm
 
 
@@ -99,7 +114,7 @@ def times(rows: Array | None, matrix: Array, cols: Array | None) -> Array:
 
 def _matmul(a: Array, b: Array) -> Array:
     """The product of a real and a complex matrix too, which torch refuses."""
-    kind = "complex128" if "complex128" in (dtype_name(a), dtype_name(b)) else "float64"
+    kind = str(np.promote_types(dtype_name(a), dtype_name(b)))
     return cast(a, kind) @ cast(b, kind)
 
 
@@ -115,22 +130,22 @@ def _check_metric(metric: Array | None, argument: str) -> None:
     if metric.ndim == 1:
         if "complex" in dtype_name(metric):
             raise TypeError(f"{argument}: got a complex vector, expected real numbers >= 0")
-        if bool((metric < 0).any()):
+        if as_numpy(metric).min() < 0:
             raise ValueError(f"{argument}: got a negative entry in the diagonal, expected numbers >= 0")
         return
     wide = double(metric)
-    if peak(wide - adjoint(backend_of(wide, argument), wide)) > 1e-5 * peak(wide):
+    if peak(wide - adjoint(wide)) > 1e-5 * peak(wide):
         raise ValueError(f"{argument}: got a matrix that is not Hermitian; symmetrise it, e.g. (C + C.T) / 2")
 
 
 def _root(metric: Array | None, argument: str) -> Array | None:
     if metric is None:
         return None
-    backend = backend_of(metric, argument)
-    wide = double(metric)
+    wide = to_numpy(metric) if is_jax(metric) else double(metric)  # jax's doubles may be switched off
+    backend = backend_of(wide, argument)
     if wide.ndim == 1:
         return backend.sqrt(wide)
-    values, vectors = backend.eigh((wide + adjoint(backend, wide)) / 2)
+    values, vectors = backend.eigh((wide + adjoint(wide)) / 2)
     smallest = float(to_numpy(values[0]))
     if smallest < -1e-6 * peak(values):
         raise ValueError(
@@ -139,4 +154,4 @@ def _root(metric: Array | None, argument: str) -> Array | None:
         )
     # Below the resolution an eigenvalue is zero: its root would be seen, 1e-8 of the largest.
     resolved = backend.where(values > len(values) * 2.2e-16 * peak(values), values, values * 0)
-    return (vectors * backend.sqrt(resolved)) @ adjoint(backend, vectors)
+    return (vectors * backend.sqrt(resolved)) @ adjoint(vectors)

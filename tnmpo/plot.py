@@ -10,12 +10,12 @@ import numpy as np
 from ._backend import to_numpy
 from ._bounds import l2_norm
 from ._entanglement import bond_spectra, entanglement_entropy
-from ._mpo import MPO
+from ._train import Train
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-Bonds = MPO | Sequence[Any]  # an MPO, or the spectra of its bonds
+Bonds = Train | Sequence[Any]  # a train, or the spectra of its bonds
 
 
 def bonds(before: Mapping[str, Bonds], after: Mapping[str, Bonds] | None = None) -> Figure:
@@ -27,7 +27,7 @@ def bonds(before: Mapping[str, Bonds], after: Mapping[str, Bonds] | None = None)
 
     Parameters
     ----------
-    before, after : mapping from a name to an MPO, or to the list of its bond spectra
+    before, after : mapping from a name to an MPO or TT, or to the list of its bond spectra
 
     Returns
     -------
@@ -71,7 +71,7 @@ def bonds(before: Mapping[str, Bonds], after: Mapping[str, Bonds] | None = None)
 
 
 def _spectra(state: Bonds) -> list[np.ndarray]:
-    return [to_numpy(spectrum) for spectrum in (bond_spectra(state) if isinstance(state, MPO) else state)]
+    return [to_numpy(spectrum) for spectrum in (bond_spectra(state) if isinstance(state, Train) else state)]
 
 
 def _draw_spectra(axes: Any, before: list[np.ndarray], after: list[np.ndarray]) -> None:

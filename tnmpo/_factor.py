@@ -1,0 +1,344 @@
+"""The two factorisations everything rests on: they do not fail, and they can be differentiated.
+
+Both split a matrix at a bond, ``matrix = basis @ rest`` with orthonormal columns in ``basis``. What is built from them
+does not change when the bond is turned, ``basis Q`` and ``Q^H rest``. Their derivative may therefore choose how the
+bond turns as the matrix changes, and chooses not at all, ``basis^H d basis = 0``. Then no gap between two *kept*
+values is divided by, nor one between two *dropped* values: results that do not depend on the gauge have finite, right
+derivatives with degenerate and zero values anywhere but across the cut, where the result itself has none.
+
+With ``matrix = u s v^H``, K the kept and D the dropped directions, and f = s v^H,
+
+    d basis = u_D x + (1 - u u^H) dA v_K / s_K,    x_ji = (u_j^H dA f_i^H + f_j dA^H u_i) / (s_i^2 - s_j^2)
+    d rest  = u_K^H dA + x^H f_D
+    d s_i   = Re(u_i^H dA v_i)
+
+whose adjoint is ``_svd_adjoint``. The factorisation itself runs outside the backend's differentiation.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from functools import cache
+from typing import Any
+
+import numpy as np
+import scipy.linalg
+from tensorly.backend import load_backend
+
+from ._backend import (
+    Array,
+    Backend,
+    adjoint,
+    all_finite,
+    as_numpy,
+    backend_of,
+    cast,
+    double,
+    dtype_name,
+    is_jax,
+    is_jax_tracer,
+    like,
+    peak,
+    real_dtype,
+    resolution,
+)
+
+Split = tuple[Array, Array, Array]  # basis, spectrum, rest
+
+
+def thin_svd(matrix: Array, rank: int | None = None) -> Split:
+    """Split ``matrix = basis @ rest`` with ``basis`` the left singular vectors.
+
+    Parameters
+    ----------
+    matrix : (m, n) array
+    rank : int, optional
+        Keep so many directions; by default all ``k = min(m, n)``.
+
+    Returns
+    -------
+    basis : (m, rank) array with orthonormal columns
+    spectrum : (k,) real array, descending: all of the singular values
+    rest : (rank, n) array, ``basis^H matrix``, i.e. the singular values times the right vectors
+
+    Raises
+    ------
+    numpy.linalg.LinAlgError
+        If no driver converges.
+
+    Notes
+    -----
+    A wide matrix needs no SVD of its long side. In single precision the basis comes from the Gram
+    matrix in double precision, whose relative floor of 1e-8 is below what single precision can
+    tell; in double precision from the R factor of a QR. Either way ``rest`` is one product.
+    Cost: O(m n min(m, n)).
+    """
+    if is_jax_tracer(matrix):
+        return _jax_functions()[0](matrix, rank)
+    if getattr(matrix, "requires_grad", False):
+        return _torch_functions()[0].apply(matrix, rank)[:3]
+    basis, spectrum, rest = _split(matrix)
+    return basis[:, :rank], spectrum, rest[:rank]
+
+
+def thin_qr(matrix: Array) -> tuple[Array, Array]:
+    """``matrix = q @ r`` with orthonormal columns in ``q``, at any scale of the entries."""
+    if is_jax_tracer(matrix):
+        return _jax_functions()[1](matrix)
+    if getattr(matrix, "requires_grad", False):
+        return _torch_functions()[1].apply(matrix)
+    return _qr(matrix)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# The factorisations
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def _split(given: Array) -> Split:
+    matrix, scale = _factorable(given)
+    backend = backend_of(matrix, "matrix")
+    rows, columns = matrix.shape
+    if columns >= 2 * rows:
+        basis, spectrum = _left_vectors(backend, matrix)
+        rest = adjoint(basis) @ matrix
+    elif rows >= 2 * columns:
+        q, r = backend.qr(matrix)  # (m, n), (n, n)
+        u, spectrum, vh = svd(backend, r)
+        basis, rest = q @ u, spectrum[:, None] * vh
+    else:
+        basis, spectrum, vh = svd(backend, matrix)
+        rest = spectrum[:, None] * vh
+    name = dtype_name(given)
+    spectrum = cast(spectrum * scale, real_dtype(name))
+    return like(cast(basis, name), given), like(spectrum, given), like(cast(rest * scale, name), given)
+
+
+def _qr(given: Array) -> tuple[Array, Array]:
+    name = dtype_name(given)
+    matrix, scale = _factorable(given)
+    q, r = backend_of(matrix, "matrix").qr(matrix)
+    return like(cast(q, name), given), like(cast(r * scale, name), given)
+
+
+def _factorable(matrix: Array) -> tuple[Array, float]:
+    """``matrix / scale`` as LAPACK can take it, and the scale.
+
+    Entries are brought around 1, by a power of two so that nothing is rounded: factorisations sum squares. Single
+    precision complex becomes double: there torch's QR (MKL) returns NaN for some matrices of dependent columns. And
+    jax on the CPU hands over to numpy: LAPACK is the same, but jax would compile for every new shape.
+    """
+    if is_jax(matrix) and all(device.platform == "cpu" for device in matrix.devices()):
+        matrix = as_numpy(matrix)
+    if dtype_name(matrix) == "complex64":
+        matrix = double(matrix)
+    largest = peak(matrix)
+    if largest == 0 or 1e-6 < largest < 1e6 or not math.isfinite(largest):
+        return matrix, 1.0
+    scale = max(math.ldexp(1.0, math.frexp(largest)[1] - 1), float(np.finfo(dtype_name(matrix)).tiny))
+    return matrix / scale, scale
+
+
+def _left_vectors(backend: Backend, matrix: Array) -> tuple[Array, Array]:
+    """All left singular vectors (m, m) and values (m,) of a wide matrix."""
+    name = dtype_name(matrix)
+    wide = double(matrix)
+    if dtype_name(wide) != name:
+        gram = _attempt(lambda: backend.eigh(wide @ adjoint(wide)))  # ascending
+        if gram is not None:
+            values, vectors = gram
+            spectrum = backend.sqrt(backend.clip(backend.flip(values), 0.0))
+            return cast(backend.flip(vectors, axis=1), name), cast(spectrum, real_dtype(name))
+    _, r = backend.qr(adjoint(matrix))  # (m, m): matrix = r^H q^H
+    u, spectrum, _ = svd(backend, adjoint(r))
+    return u, spectrum
+
+
+def svd(backend: Backend, matrix: Array) -> tuple[Array, Array, Array]:
+    """The thin SVD ``u, s, v^H``, by the first of several drivers that converges.
+
+    The backend's own; LAPACK's slower, safer driver; that after a QR; that in double precision. The last three run on
+    the CPU.
+
+    Raises
+    ------
+    numpy.linalg.LinAlgError
+        If none does. The caller knows whose matrix it is and says so.
+    """
+    for driver in _drivers(backend, matrix):
+        parts = _attempt(driver)
+        if parts is not None:
+            u, s, vh = parts
+            return like(u, matrix), like(s, matrix), like(vh, matrix)
+    rows, columns = matrix.shape
+    raise np.linalg.LinAlgError(
+        f"svd: a {rows} x {columns} {dtype_name(matrix)} matrix with entries up to {peak(matrix):.3g} did not converge "
+        "with any driver (the backend's own, gesvd, gesvd after QR, gesvd in double precision); "
+        "add a little noise to it"
+    )
+
+
+def _drivers(backend: Backend, matrix: Array) -> Iterator[Callable[[], tuple[Array, ...]]]:
+    yield lambda: backend.svd(matrix, full_matrices=False)
+    host = as_numpy(matrix)
+    name = dtype_name(host)
+    yield lambda: _gesvd(host)
+    yield lambda: _gesvd_of_triangle(host)
+    yield lambda: tuple(
+        cast(part, kind)
+        for part, kind in zip(_gesvd_of_triangle(double(host)), (name, real_dtype(name), name), strict=True)
+    )
+
+
+def _gesvd(host: np.ndarray) -> tuple[Array, ...]:
+    return scipy.linalg.svd(host, full_matrices=False, lapack_driver="gesvd")
+
+
+def _gesvd_of_triangle(host: np.ndarray) -> tuple[Array, ...]:
+    q, r = load_backend("numpy").qr(host)
+    u, s, vh = _gesvd(r)
+    return q @ u, s, vh
+
+
+def _attempt(driver: Callable[[], tuple[Array, ...]]) -> tuple[Array, ...] | None:
+    """What a driver returns, or None where it fails, by an error or by NaN."""
+    try:
+        parts = driver()
+    except Exception as error:
+        if "LinAlgError" not in type(error).__name__:  # numpy's, scipy's and torch's share no class
+            raise
+        return None
+    return parts if all(all_finite(part) for part in parts) else None
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Their adjoints
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def _svd_adjoint(parts: Split, rank: int, from_basis: Array, from_spectrum: Array, from_rest: Array) -> Array:
+    """The gradient for the matrix, from those for the kept basis, the whole spectrum and the kept rest.
+
+    Every gradient g is the one for which ``d loss = Re <g, d value>``.
+    """
+    u, s, f = parts  # all of them, (m, k), (k,), (k, n)
+    backend = backend_of(u, "matrix")
+    unit = s[0] if peak(s[:1]) > 0 else s[0] + 1
+    s, f = s / unit, f / unit  # squares are taken: at any scale they stay in range
+    floor = len(s) * resolution(s)
+    per_value = from_spectrum * _inverse(backend, s, floor)
+    gradient = u[:, :rank] @ from_rest + u @ (per_value[:, None] * f)
+    if rank < len(s):
+        differences, sums = s[None, :rank] - s[rank:, None], s[None, :rank] + s[rank:, None]
+        y = adjoint(u[:, rank:]) @ from_basis / unit + f[rank:] @ adjoint(from_rest)
+        y = y * _inverse(backend, differences, floor) * _inverse(backend, sums, floor)
+        gradient = gradient + u[:, rank:] @ (y @ f[:rank]) + u[:, :rank] @ (adjoint(y) @ f[rank:])
+    if u.shape[0] > len(s):
+        outside = from_basis - u @ (adjoint(u) @ from_basis)
+        kept = _inverse(backend, s[:rank], floor)
+        gradient = gradient + outside @ ((kept**2 / unit)[:, None] * f[:rank])
+    return gradient
+
+
+def _qr_adjoint(q: Array, r: Array, from_q: Array, from_r: Array) -> Array:
+    """The same for ``matrix = q r``: ``d q = (1 - q q^H) dA r^-1`` and ``d r = q^H dA``."""
+    gradient = q @ from_r
+    if q.shape[0] > q.shape[1]:
+        triangle, scale = _factorable(r)
+        u, s, vh = svd(backend_of(triangle, "matrix"), triangle)
+        inverse = _inverse(backend_of(s, "matrix"), s, len(s) * resolution(s) * peak(s[:1]))
+        pseudo = like(cast((u * inverse[None, :]) @ vh, dtype_name(r)), r) / scale  # r^-H
+        outside = from_q - q @ (adjoint(q) @ from_q)
+        gradient = gradient + outside @ pseudo
+    return gradient
+
+
+def _inverse(backend: Backend, values: Array, floor: float) -> Array:
+    """``1 / values`` of values >= 0, and 0 for what is within the rounding of 0."""
+    resolved = values > floor
+    return backend.where(resolved, 1 / backend.where(resolved, values, values * 0 + 1), values * 0)
+
+
+@cache
+def _torch_functions() -> tuple[Any, Any]:
+    """The factorisations as ``torch.autograd.Function``s, defined once torch is there."""
+    import torch  # a tensor of it has come in: it is imported already
+    from torch.autograd.function import once_differentiable
+
+    class ThinSVD(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx: Any, matrix: Array, rank: int | None) -> tuple[Array, ...]:
+            u, s, f = _split(matrix)
+            ctx.rank = len(s) if rank is None else rank
+            ctx.save_for_backward(u, s, f)
+            # copies: an output must not be what is saved, or a view of it
+            return u[:, :rank].clone(), s.clone(), f[:rank].clone()
+
+        @staticmethod
+        @once_differentiable
+        def backward(ctx: Any, *gradients: Array) -> tuple[Array | None, ...]:
+            return _svd_adjoint(ctx.saved_tensors, ctx.rank, *gradients), None
+
+    class ThinQR(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx: Any, matrix: Array) -> tuple[Array, Array]:
+            q, r = _qr(matrix)
+            ctx.save_for_backward(q, r)
+            return q.clone(), r.clone()
+
+        @staticmethod
+        @once_differentiable
+        def backward(ctx: Any, from_q: Array, from_r: Array) -> Array:
+            q, r = ctx.saved_tensors
+            return _qr_adjoint(q, r, from_q, from_r)
+
+    return ThinSVD, ThinQR
+
+
+@cache
+def _jax_functions() -> tuple[Any, Any]:
+    """The factorisations with their adjoints for ``jax.grad``, defined once jax is there.
+
+    jax's gradients are the complex conjugates of those here.
+    """
+    import jax  # an array of it has come in: it is imported already
+
+    def concrete(matrix: Array) -> Array:
+        if is_jax_tracer(matrix):
+            raise TypeError(
+                "jax: got a second derivative of a decomposition, expected one jax.grad; only first derivatives exist"
+            )
+        return matrix
+
+    def conjugated(gradient: Array) -> Array:
+        return gradient.conj() if "complex" in dtype_name(gradient) else gradient
+
+    def thin_svd(matrix: Array, rank: int | None) -> Split:
+        return forward_svd(matrix, rank)[0]
+
+    def forward_svd(matrix: Array, rank: int | None) -> tuple[Split, Split]:
+        u, s, f = _split(concrete(matrix))
+        return (u[:, :rank], s, f[:rank]), (u, s, f)
+
+    def backward_svd(rank: int | None, parts: Split, gradients: Split) -> tuple[Array]:
+        kept = len(parts[1]) if rank is None else rank
+        return (conjugated(_svd_adjoint(parts, kept, *map(conjugated, gradients))),)
+
+    def thin_qr(matrix: Array) -> tuple[Array, Array]:
+        return forward_qr(matrix)[0]
+
+    def forward_qr(matrix: Array) -> tuple[tuple[Array, Array], tuple[Array, Array]]:
+        q, r = _qr(concrete(matrix))
+        return (q, r), (q, r)
+
+    def backward_qr(parts: tuple[Array, Array], gradients: tuple[Array, Array]) -> tuple[Array]:
+        q, r = parts
+        from_q, from_r = gradients
+        return (conjugated(_qr_adjoint(q, r, conjugated(from_q), conjugated(from_r))),)
+
+    split = jax.custom_vjp(thin_svd, nondiff_argnums=(1,))
+    split.defvjp(forward_svd, backward_svd)
+    triangular = jax.custom_vjp(thin_qr)
+    triangular.defvjp(forward_qr, backward_qr)
+    return split, triangular
