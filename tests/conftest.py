@@ -1,10 +1,12 @@
-"""One Hypothesis profile for every test, and one thread for each of the many small factorisations."""
+"""One Hypothesis profile for every test, one thread for each of the many small factorisations, and jax in 64 bits."""
 
 import os
 
 # Read when numpy and torch are imported: on matrices this small threads only wait for each other.
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+# Read when jax is imported: without it jax has no float64.
+os.environ.setdefault("JAX_ENABLE_X64", "1")
 
 from hypothesis import settings
 

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import io
+import math
 
 import numpy as np
 import pytest
 import torch
 
-from tnmpo import bond_spectra, entanglement_entropy, mpo_decompose, plot, truncate
+from tnmpo import MPO, TT, MPOShape, bond_spectra, entanglement_entropy, mpo_decompose, plot, truncate, tt_decompose
 
 SHAPE = ((4, 4, 4), (4, 4, 4))
 
@@ -80,14 +81,114 @@ def test_torch_and_numpy_draw_the_same():
     assert rendered(plot.bonds({"leaf": mpo_decompose(leaf, SHAPE)}))
 
 
+def long_train(order=14):
+    rng = np.random.default_rng(0)
+    return MPO([rng.normal(size=(3 if k else 1, 2, 2, 3 if k < order - 1 else 1)) for k in range(order)])
+
+
+def test_many_bonds_have_colours_of_their_own():
+    figure = plot.bonds({"long": long_train()}, {"long": truncate(long_train(), 2)})
+    lines = figure.axes[0].lines
+    assert len({tuple(np.ravel(line.get_color())) for line in lines[:13]}) == 13
+    assert [line.get_color() for line in lines[:13]] == [line.get_color() for line in lines[13:]]
+    assert len(figure.axes[0].get_legend().get_texts()) <= 10
+
+
+@pytest.mark.parametrize("alpha", [1, 2, math.inf])
+def test_the_entropies_along_trains(alpha):
+    states = {"full": mpo(), "cut": mpo(rank=5), "spectra": [np.ones(3), np.ones(2), np.array([1.0, 0.0])]}
+    (axes,) = plot.entropies(states, alpha=alpha).axes
+    values, ceilings = axes.lines[::2], axes.lines[1::2]
+    assert [line.get_label() for line in values] == list(states)
+    assert np.allclose(values[0].get_ydata(), entanglement_entropy(states["full"], alpha))
+    assert np.allclose(values[1].get_ydata(), entanglement_entropy(states["cut"], alpha))
+    assert np.allclose(values[2].get_ydata(), [math.log(3), math.log(2), 0])
+    assert np.allclose(ceilings[1].get_ydata(), np.log([5, 5]))
+    assert list(axes.get_xticks()) == [1, 2, 3]
+    name = {1: "von Neumann entropy", 2: "Renyi-2 entropy", math.inf: "min-entropy"}[alpha]
+    assert axes.get_ylabel() == f"{name} / nats"
+
+
+def test_the_error_is_that_of_the_cuts():
+    trains = {"interleaved": mpo(), "low rank": mpo_decompose(mpo().to_matrix(), MPOShape.low_rank((64, 64)))}
+    curves = {**trains, "measured": ([0.5, 0.25], [0.1, 0.2])}
+    (axes,) = plot.error_vs_parameters(curves, ratios=(1.0, 0.3, 0.001, 0.6)).axes  # 0.001: less than rank one
+    assert axes.get_yscale() == "linear"
+    lines = {line.get_label(): line for line in axes.lines}
+    assert list(lines) == list(curves)
+    for name, train in trains.items():
+        cuts = [truncate(train, ratio) for ratio in (0.3, 0.6, 1.0)]
+        assert np.allclose(lines[name].get_xdata(), [cut.n_parameters / 64**2 for cut in cuts])
+        dense = [np.linalg.norm(cut.to_matrix() - train.to_matrix()) for cut in cuts]
+        assert np.allclose(lines[name].get_ydata(), np.array(dense) / np.linalg.norm(train.to_matrix()))
+    assert np.array_equal(lines["measured"].get_xdata(), [0.5, 0.25])
+    assert np.array_equal(lines["measured"].get_ydata(), [0.1, 0.2])
+
+
+def test_a_wide_range_of_errors_has_a_logarithmic_axis():
+    (axes,) = plot.error_vs_parameters({"steep": ([0.1, 0.5, 1], [0.3, 1e-3, 0])}).axes
+    assert axes.get_yscale() == "log"
+    assert np.array_equal(axes.lines[0].get_ydata(), [0.3, 1e-3])  # no error has no place there
+    (axes,) = plot.error_vs_parameters({"none": ([0.1, 0.5], [0, 0])}).axes
+    assert axes.get_yscale() == "linear"
+    assert np.array_equal(axes.lines[0].get_ydata(), [0, 0])
+
+
+@pytest.mark.parametrize("center", [0, 1, 2, None])
+def test_a_train_as_a_network(center):
+    state = mpo_decompose(np.ones((2 * 3 * 1, 4 * 1 * 5)), ((2, 3, 1), (4, 1, 5)), center=center or 0)
+    state = MPO(state.cores, center=center)
+    (axes,) = plot.train(state).axes
+    texts = [text.get_text() for text in axes.texts]
+    assert texts == ["rows", "cols", "2", "4", "8", "3", "1", "5", "1", "5"]
+    legs = [line for line in axes.lines if len(set(line.get_xdata())) == 1]
+    bonds = [line for line in axes.lines if len(set(line.get_ydata())) == 1]
+    assert len(legs) == 6
+    assert [tuple(line.get_xdata()) for line in bonds] == [(0, 1), (1, 2)]
+    assert bonds[0].get_linewidth() > bonds[1].get_linewidth()  # 8 against 5
+    places = [[tuple(point) for point in nodes.get_offsets().tolist()] for nodes in axes.collections]
+    sites = [(float(site), 0.0) for site in range(3)]
+    assert places == ([sites] if center is None else [sites[:center], [sites[center]], sites[center + 1 :]])
+    title = plot.train(state).get_suptitle()
+    assert title.startswith("MPO of a 6 x 20 matrix\n")
+    assert f"{state.n_parameters:,} parameters" in title
+
+
+def test_a_tt_has_one_leg_a_site():
+    (axes,) = plot.train(tt_decompose(np.ones((2, 3, 4)))).axes
+    assert [text.get_text() for text in axes.texts] == ["sites", "2", "2", "3", "4", "4"]
+    assert plot.train(TT([np.ones((1, 2, 1))] * 30)).get_suptitle().startswith("TT of order 30\n")
+
+
 @pytest.mark.parametrize("W", [np.zeros((4, 4)), np.ones((4, 4))])
 @pytest.mark.parametrize("shape", [((4,), (4,)), ((2, 2), (2, 2))])
 def test_nothing_to_draw_is_no_error(W, shape):
-    assert rendered(plot.bonds({"flat": mpo_decompose(W, shape)}))
+    flat = mpo_decompose(W, shape)
+    for figure in (
+        plot.bonds({"flat": flat}),
+        plot.entropies({"flat": flat}),
+        plot.error_vs_parameters({"flat": flat}),
+        plot.train(flat),
+    ):
+        assert rendered(figure)
+    words = [text.get_text() for text in plot.bonds({"flat": flat}).axes[0].texts]
+    assert words == (["no inner bond"] if len(shape[0]) == 1 else [] if W.any() else ["all values are 0"])
 
 
-def test_a_figure_is_not_registered_with_pyplot():
+@pytest.mark.parametrize(
+    "draw",
+    [
+        lambda: plot.bonds({"layer": mpo()}),
+        lambda: plot.entropies({"layer": mpo()}),
+        lambda: plot.error_vs_parameters({"layer": mpo()}),
+        lambda: plot.train(mpo()),
+        lambda: plot.bonds({"long": long_train()}),
+        lambda: plot.entropies({f"layer {k}": long_train() for k in range(6)}),
+        lambda: plot.train(long_train()),
+    ],
+)
+def test_a_figure_renders_and_is_not_registered_with_pyplot(draw):
     import matplotlib.pyplot as plt
 
-    plot.bonds({"layer": mpo()})
+    assert rendered(draw()).startswith(b"\x89PNG")
     assert plt.get_fignums() == []

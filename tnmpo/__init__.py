@@ -7,14 +7,19 @@
 (1, 16, 64, 64, 12, 1)
 """
 
+from ._blocks import mutual_information
 from ._bounds import Truncation
 from ._canonical import canonicalize, is_canonical
 from ._contract import ContractionPlan, contraction_plan
 from ._decompose import mpo_decompose, tt_decompose
-from ._entanglement import bond_spectra, entanglement_entropy
+from ._entanglement import bond_spectra, effective_rank, entanglement_entropy, entropy_deficit, schmidt_gap
+from ._fit import ALSFit, als_fit
 from ._mpo import MPO
+from ._profile import EntanglementProfile, entanglement_profile
+from ._randomized import Sketch, randomized_decompose
 from ._ranks import EntropyFraction, MaxRank, ParameterBudget, RankPolicy, Tolerance, allot_ranks
 from ._shapes import MPOShape, padded_size, plan_shape
+from ._streaming import stream_decompose
 from ._truncate import truncate
 from ._tt import TT
 from ._weights import Weight
@@ -22,24 +27,35 @@ from ._weights import Weight
 __all__ = [
     "MPO",
     "TT",
+    "ALSFit",
     "ContractionPlan",
+    "EntanglementProfile",
     "EntropyFraction",
     "MPOShape",
     "MaxRank",
     "ParameterBudget",
     "RankPolicy",
+    "Sketch",
     "Tolerance",
     "Truncation",
     "Weight",
     "allot_ranks",
+    "als_fit",
     "bond_spectra",
     "canonicalize",
     "contraction_plan",
+    "effective_rank",
     "entanglement_entropy",
+    "entanglement_profile",
+    "entropy_deficit",
     "is_canonical",
     "mpo_decompose",
+    "mutual_information",
     "padded_size",
     "plan_shape",
+    "randomized_decompose",
+    "schmidt_gap",
+    "stream_decompose",
     "truncate",
     "tt_decompose",
 ]

@@ -6,6 +6,7 @@ written, so threads with different backends never meet.
 
 from __future__ import annotations
 
+import importlib
 import math
 import sys
 from collections.abc import Sequence
@@ -74,6 +75,32 @@ def _load(name: str) -> Backend:
         return load_backend(name)
     finally:
         jax.config.update("jax_enable_x64", wide)
+
+
+def array_of(values: np.ndarray, backend: str, dtype: str) -> Array:
+    """The numbers as an array of the package ``backend``, which is imported here, in that dtype."""
+    packages = sorted(set(_BACKEND_OF_PACKAGE) - {"jaxlib"})
+    if backend not in packages:
+        raise ValueError(f"backend: got {backend!r}, expected one of {', '.join(packages)}")
+    if dtype not in _INEXACT_DTYPES:
+        raise ValueError(f"dtype: got {dtype!r}, expected one of {', '.join(sorted(_INEXACT_DTYPES))}")
+    package = importlib.import_module(backend)
+    if backend == "numpy":
+        if dtype == "bfloat16":
+            raise ValueError("dtype: got 'bfloat16' on numpy, which has none; use torch or jax")
+        return values.astype(dtype)
+    if backend == "torch":
+        return package.tensor(values).to(getattr(package, dtype))
+    if backend == "tensorflow":
+        return package.cast(package.constant(values), dtype)
+    if backend == "jax":
+        if dtype in ("float64", "complex128") and not package.config.read("jax_enable_x64"):
+            raise ValueError(
+                f"dtype: got {dtype!r} on jax with its 64-bit types off, expected one of 32 bits or less; "
+                "jax.config.update('jax_enable_x64', True) switches them on"
+            )
+        return package.numpy.asarray(values, dtype=dtype)
+    return package.asarray(values).astype(dtype)
 
 
 def is_jax_tracer(tensor: Array) -> bool:

@@ -17,10 +17,10 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from ._backend import Array, adjoint, permute, to_numpy, transposed
+from ._backend import Array, adjoint, backend_of, cast, dtype_name, like, permute, to_numpy, transposed
 from ._bounds import l2_norm
 from ._contract import merge_order
-from ._factor import thin_qr, thin_svd
+from ._factor import naming, thin_qr, thin_svd
 
 Cores = list[Array]
 
@@ -76,14 +76,16 @@ def decompose(tensor: Array, sizes: Sequence[int], center: int) -> tuple[Cores, 
         from_left = first < center and (last == center or left_rank * sizes[first] <= right_rank * sizes[last])
         if from_left:
             #  ▶━▶━[●●●●]━◀      the dense rest shrinks from the left ...
-            basis, spectrum, rest = thin_svd(rest.reshape(left_rank * sizes[first], -1))
+            with naming(f"bond {first + 1}"):
+                basis, spectrum, rest = thin_svd(rest.reshape(left_rank * sizes[first], -1))
             left.append(basis.reshape(left_rank, sizes[first], -1))
             left_spectra.append(spectrum)
             left_rank = basis.shape[1]
         else:
             #  ▶━▶━▶━[●●●]━◀     ... and from the right, the same step on its transpose
             turned = transposed(rest.reshape(-1, sizes[last] * right_rank))
-            basis, spectrum, turned = thin_svd(turned)
+            with naming(f"bond {last}"):
+                basis, spectrum, turned = thin_svd(turned)
             right.append(transposed(basis).reshape(-1, sizes[last], right_rank))
             right_spectra.append(spectrum)
             right_rank = basis.shape[1]
@@ -128,8 +130,43 @@ def cut(cores: Sequence[Array], center: int, ranks: Sequence[int]) -> tuple[Core
 
 def _center_from_right(cores: Cores, center: int) -> Cores:
     """Move the center from the last site to ``center`` through Schmidt bases."""
-    moved, _, _ = _svd_right(mirror(cores), stop=len(cores) - 1 - center)
+    bonds = range(len(cores) - 1, 0, -1)
+    moved, _, _ = _svd_right(mirror(cores), stop=len(cores) - 1 - center, bonds=bonds)
     return mirror(moved)
+
+
+def orthogonalize_pair(core: Array, following: Array) -> Cores:
+    """Move the center from a core to the one right of it."""
+    return _qr_right([core, following], 1)
+
+
+def norm(cores: Sequence[Array]) -> float:
+    """The Frobenius norm of a train; nothing is squared but the entries of one core."""
+    return l2_norm(to_numpy(_qr_right(cores, len(cores) - 1)[-1]))
+
+
+def add(one: Sequence[Array], other: Sequence[Array]) -> Cores:
+    """The train of a sum: both trains side by side, the bonds are the direct sums."""
+    if len(one) == 1:
+        return [one[0] + other[0]]
+    backend = backend_of(one[0], "cores")
+    first = backend.concatenate([one[0], other[0]], axis=2)
+    last = backend.concatenate([one[-1], other[-1]], axis=0)
+    middle = []
+    for a, b in zip(one[1:-1], other[1:-1], strict=True):
+        above = backend.concatenate([a, _zeros((a.shape[0], a.shape[1], b.shape[2]), a)], axis=2)
+        below = backend.concatenate([_zeros((b.shape[0], b.shape[1], a.shape[2]), b), b], axis=2)
+        middle.append(backend.concatenate([above, below], axis=0))
+    return [first, *middle, last]
+
+
+def distance(one: Sequence[Array], other: Sequence[Array]) -> float:
+    """The Frobenius norm of the difference of two trains, exact to the resolution of their norms."""
+    return norm(add(one, [-other[0], *other[1:]]))
+
+
+def _zeros(shape: tuple[int, ...], where: Array) -> Array:
+    return cast(like(np.zeros(shape), where), dtype_name(where))
 
 
 def _qr_right(cores: Sequence[Array], stop: int) -> Cores:
@@ -146,20 +183,26 @@ def _qr_right(cores: Sequence[Array], stop: int) -> Cores:
 
 
 def _svd_right(
-    cores: Sequence[Array], ranks: Sequence[int] | None = None, stop: int | None = None
+    cores: Sequence[Array],
+    ranks: Sequence[int] | None = None,
+    stop: int | None = None,
+    bonds: Sequence[int] | None = None,
 ) -> tuple[Cores, list[Array], list[float]]:
     """Move the center from site 0 to ``stop`` (the last) by SVDs, cutting to ``ranks`` on the way.
 
-    Returns the cores, the spectrum of each bond before it was cut, and the norm cut off at each.
+    Returns the cores, the spectrum of each bond before it was cut, and the norm cut off at each. ``bonds`` are their
+    numbers for an error, by default 1, 2, ..
     """
     cores = list(cores)
+    bonds = range(1, len(cores)) if bonds is None else bonds
     spectra, discarded = [], []
     for k in range(len(cores) - 1 if stop is None else stop):
         #  ▶━▶━○━◀━◀      before bond k: center at site k, all others isometries
         #  ▶━▶━▶━○━◀      after: bond k in its Schmidt basis and cut, center moved right
         left, size, right = cores[k].shape
         rank = None if ranks is None else ranks[k + 1]
-        basis, spectrum, rest = thin_svd(cores[k].reshape(left * size, right), rank)
+        with naming(f"bond {bonds[k]}"):
+            basis, spectrum, rest = thin_svd(cores[k].reshape(left * size, right), rank)
         spectra.append(spectrum)
         discarded.append(l2_norm(to_numpy(spectrum[basis.shape[1] :])))
         cores[k] = basis.reshape(left, size, -1)

@@ -5,13 +5,14 @@ from __future__ import annotations
 from typing import Any
 
 from . import _chain, _weighted
-from ._backend import Array, backend_of, check_norm, check_values, dtype_name, permute, working
+from ._backend import Array, backend_of, check_norm, check_values, double, dtype_name, working
+from ._factor import naming
 from ._mpo import MPO
-from ._shapes import MPOShape, as_shape
-from ._train import AnyTrain, Frame, check_center
-from ._truncate import cut_canonical, cut_weighted
+from ._shapes import as_shape
+from ._train import AnyTrain, Frame, check_center, interleaved
+from ._truncate import cut_canonical, cut_low_rank, cut_weighted
 from ._tt import TT
-from ._weights import Weight
+from ._weights import Weight, check_weight
 
 
 def mpo_decompose(
@@ -39,7 +40,10 @@ def mpo_decompose(
           whose full size is above that of the matrix;
         - a policy: ``MaxRank``, ``Tolerance``, ``ParameterBudget``, ``EntropyFraction``.
     weight : Weight, optional
-        The norm to cut in, for low-rank shapes, where the optimum is exact.
+        The norm to cut in. Exactly optimal for low-rank shapes. Where the metric is a product over the sites (given so,
+        or the whole row and column index on one site each) the sweep and its guarantees are those of the plain norm.
+        Else ALS refines the better of two starts, and ``Tolerance`` is kept by measuring. Never worse, in the
+        weighted norm, than the plain cut to the same ranks.
     center : int, optional
         The orthogonality center, by default ``order // 2``.
 
@@ -83,11 +87,16 @@ def mpo_decompose(
     center = check_center(center, shape.order)
     frame = Frame(MPO, tuple(zip(shape.rows, shape.cols, strict=True)))
     if weight is not None:
-        _weighted.check(weight, shape)
-        if rank is not None:
-            return cut_weighted(_weighted.of_matrix(W, weight), frame, rank, center, W, weight)
-        weight.roots(shape.matrix_shape, W)  # nothing is cut, so the norm has no effect; a wrong one is refused
-    return _decomposed(_interleaved(working(W), shape), frame, rank, center, W)
+        check_weight(weight)
+    with naming("W"):
+        if weight is not None and rank is None:
+            weight.site_roots(shape, W)  # nothing is cut, so the norm has no effect; a wrong one is refused
+        if weight is None or rank is None:
+            return _decomposed(interleaved(working(W), frame), frame, rank, center, W)
+        if shape.is_low_rank:
+            return cut_low_rank(_weighted.of_matrix(W, weight), frame, rank, center, W, weight)
+        cores, _ = _chain.decompose(interleaved(double(W), frame), shape.site_sizes, center)
+        return cut_weighted(cores, frame, rank, center, W, weight)
 
 
 def tt_decompose(tensor: Array, rank: Any = None, *, center: int | None = None) -> TT:
@@ -131,7 +140,9 @@ def tt_decompose(tensor: Array, rank: Any = None, *, center: int | None = None) 
     check_values(tensor, "tensor")
     check_norm(tensor, "tensor")
     center = check_center(center, len(tensor.shape))
-    return _decomposed(working(tensor), Frame(TT, tuple((int(d),) for d in tensor.shape)), rank, center, tensor)
+    frame = Frame(TT, tuple((int(d),) for d in tensor.shape))
+    with naming("tensor"):
+        return _decomposed(working(tensor), frame, rank, center, tensor)
 
 
 def _decomposed(tensor: Array, frame: Frame[AnyTrain], rank: Any, center: int, source: Array) -> AnyTrain:
@@ -139,10 +150,3 @@ def _decomposed(tensor: Array, frame: Frame[AnyTrain], rank: Any, center: int, s
     if rank is not None:
         return cut_canonical(cores, spectra, frame, rank, center, source)
     return frame.build(cores, dtype_name(source), center=center)
-
-
-def _interleaved(matrix: Array, shape: MPOShape) -> Array:
-    """The entries in the order i1 j1 i2 j2 .. of the sites."""
-    order = shape.order
-    tensor = matrix.reshape((*shape.rows, *shape.cols))
-    return permute(tensor, [axis for k in range(order) for axis in (k, order + k)])

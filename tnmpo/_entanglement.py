@@ -1,14 +1,24 @@
-"""Schmidt spectra and entropies of the bonds of a train."""
+"""Schmidt spectra of the bonds of a train, and what is read from them: entropies, effective ranks, gaps.
+
+Of an MPO these are the operator entanglements: with the Frobenius inner product a matrix is a state of ``n`` sites of
+dimension ``i_k j_k`` each (Zanardi, PRA 63, 040304(R), 2001; Prosen and Pizorn, PRA 76, 032316, 2007).
+"""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from numbers import Real
 from typing import Any
 
+import numpy as np
+
 from . import _chain
 from ._backend import Array, Backend, as_numpy, backend_of, cast, check_values, double, dtype_name, peak, working
+from ._factor import naming
 from ._train import Train, chain_of, check_train
+
+Measure = Callable[[Backend, Array], Array]  # of a spectrum in double precision
 
 
 def bond_spectra(train: Train) -> list[Array]:
@@ -34,7 +44,9 @@ def bond_spectra(train: Train) -> list[Array]:
     >>> [spectrum.round(12).tolist() for spectrum in bond_spectra(mpo)]
     [[3.0, 2.0, 1.0, 0.0]]
     """
-    return _chain.schmidt(chain_of(check_train(train)), 0)[1]
+    cores = chain_of(check_train(train))
+    with naming("train"):
+        return _chain.schmidt(cores, 0)[1]
 
 
 def entanglement_entropy(train_or_spectrum: Train | Array, alpha: float = 1) -> Any:
@@ -46,7 +58,8 @@ def entanglement_entropy(train_or_spectrum: Train | Array, alpha: float = 1) -> 
     Parameters
     ----------
     train_or_spectrum : MPO, TT or (r,) array
-        The Schmidt values themselves, not their squares.
+        The Schmidt values themselves, not their squares, in any order. Those in ``mpo.truncation.spectra`` are of the
+        norm that was cut in, weighted or not; those of a train are of the unweighted norm.
     alpha : float
         At least 0.
 
@@ -60,6 +73,11 @@ def entanglement_entropy(train_or_spectrum: Train | Array, alpha: float = 1) -> 
     ValueError, TypeError
         If the spectrum is not one-dimensional or has a negative entry, or alpha is negative.
 
+    Notes
+    -----
+    Differentiable in the entries of a train, degenerate and zero Schmidt values included, for alpha >= 1; below 1 the
+    entropy itself has no derivative where a value is zero, and such values then count as constant.
+
     Examples
     --------
     >>> import numpy as np
@@ -68,37 +86,172 @@ def entanglement_entropy(train_or_spectrum: Train | Array, alpha: float = 1) -> 
     >>> round(float(entanglement_entropy(np.array([1.0, 0.1]), alpha=2)), 4)
     0.0198
     """
+    alpha = check_alpha(alpha)
+    return _of_each(train_or_spectrum, lambda backend, spectrum: entropy_of(backend, spectrum, alpha))
+
+
+def effective_rank(train_or_spectrum: Train | Array, alpha: float = 1) -> Any:
+    """The number of directions that a bond effectively uses: ``exp`` of its entanglement entropy.
+
+    Parameters
+    ----------
+    train_or_spectrum, alpha
+        As for ``tnmpo.entanglement_entropy``.
+
+    Returns
+    -------
+    list of n - 1 scalars for a train, one scalar for a spectrum
+        Between 1 and r: 1 for a product, r where all r values are equal. 1 for an all-zero spectrum.
+
+    Raises
+    ------
+    ValueError, TypeError
+        As for ``tnmpo.entanglement_entropy``.
+
+    Notes
+    -----
+    For alpha = 1 of the *squared* values; Roy and Vetterli's effective rank (EUSIPCO 2007) is that of the values. For
+    alpha = 2 the inverse participation ratio ``1 / sum p^2``, for infinity the stable rank ``||W||_F^2 / ||W||_2^2``.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> round(float(effective_rank(np.ones(8))), 12)
+    8.0
+    >>> round(float(effective_rank(np.array([2.0, 1.0, 1.0]), alpha=float("inf"))), 12)
+    1.5
+    """
+    alpha = check_alpha(alpha)
+    return _of_each(train_or_spectrum, lambda backend, spectrum: backend.exp(entropy_of(backend, spectrum, alpha)))
+
+
+def entropy_deficit(train_or_spectrum: Train | Array, alpha: float = 1) -> Any:
+    """How far the entanglement entropy is below its ceiling, ``ln r - S``, in nats.
+
+    Parameters
+    ----------
+    train_or_spectrum, alpha
+        As for ``tnmpo.entanglement_entropy``; r is the number of values of the spectrum, zeros included.
+
+    Returns
+    -------
+    list of n - 1 scalars for a train, one scalar for a spectrum
+        Between 0, where all values are equal and no cut is cheap, and ln r.
+
+    Raises
+    ------
+    ValueError, TypeError
+        As for ``tnmpo.entanglement_entropy``.
+
+    Notes
+    -----
+    For alpha = 1 the relative entropy of ``p`` to the uniform distribution on r directions.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> float(entropy_deficit(np.ones(8)))
+    0.0
+    >>> bool(np.isclose(entropy_deficit(np.array([1.0, 0, 0, 0])), np.log(4)))
+    True
+    """
+    alpha = check_alpha(alpha)
+
+    def deficit(backend: Backend, spectrum: Array) -> Array:
+        return backend.clip(math.log(len(spectrum)) - entropy_of(backend, spectrum, alpha), 0.0)
+
+    return _of_each(train_or_spectrum, deficit)
+
+
+def schmidt_gap(train_or_spectrum: Train | Array) -> Any:
+    """The difference ``p_1 - p_2`` of the two largest eigenvalues of the reduced density matrix.
+
+    Parameters
+    ----------
+    train_or_spectrum : MPO, TT or (r,) array
+        As for ``tnmpo.entanglement_entropy``; ``p = s^2 / sum s^2``.
+
+    Returns
+    -------
+    list of n - 1 scalars for a train, one scalar for a spectrum
+        Between 0, where the two are degenerate, and 1, for a product. 0 for an all-zero spectrum.
+
+    Raises
+    ------
+    ValueError, TypeError
+        If the spectrum is not one-dimensional or has a negative entry.
+
+    Notes
+    -----
+    De Chiara, Lepori, Lewenstein and Sanpera, Phys. Rev. Lett. 109, 237208 (2012). It has a kink where the second value
+    meets the first or the third; the derivative there is one of those on the two sides, or between them.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> round(float(schmidt_gap(np.array([2.0, 1.0, 1.0]))), 12)
+    0.5
+    """
+    return _of_each(train_or_spectrum, _gap)
+
+
+def check_alpha(alpha: Any) -> float:
+    """``alpha`` as the order of an entropy."""
     if isinstance(alpha, bool) or not isinstance(alpha, Real) or math.isnan(alpha):
         raise TypeError(f"alpha: got {alpha!r}, expected a number >= 0")
     if alpha < 0:
         raise ValueError(f"alpha: got {alpha}, expected a number >= 0")
-    if isinstance(train_or_spectrum, Train):
-        backend = backend_of(train_or_spectrum.cores[0], "train")
-        return [_entropy(backend, spectrum, float(alpha)) for spectrum in bond_spectra(train_or_spectrum)]
-    backend = backend_of(train_or_spectrum, "spectrum")
-    check_values(train_or_spectrum, "spectrum")
-    if train_or_spectrum.ndim != 1:
-        raise ValueError(f"spectrum: got {train_or_spectrum.ndim} axes, expected one; for a matrix decompose it first")
-    if "complex" in dtype_name(train_or_spectrum):
-        raise TypeError("spectrum: got complex numbers, expected Schmidt values >= 0; they are the absolute values")
-    if as_numpy(train_or_spectrum).min() < 0:
-        raise ValueError("spectrum: got a negative entry, expected Schmidt values >= 0")
-    return _entropy(backend, working(train_or_spectrum), float(alpha))
+    return float(alpha)
 
 
-def _entropy(backend: Backend, spectrum: Array, alpha: float) -> Array:
-    dtype, spectrum = dtype_name(spectrum), double(spectrum)
+def entropy_of(backend: Backend, spectrum: Array, alpha: float) -> Array:
+    """The entropy of Schmidt values in double precision."""
     largest = backend.max(spectrum)
     if peak(largest) == 0:
-        return cast(0 * largest, dtype)
-    weights = (spectrum / largest) ** 2  # squared: the entropy is of the Schmidt weights
-    weights = weights[: int((as_numpy(weights) > 0).sum())]  # 0 ln 0 = 0, and a zero is no direction
+        return 0 * largest
+    values = spectrum / largest
+    values = values[np.flatnonzero(as_numpy(values))]  # 0 ln 0 = 0, and a zero is no direction
+    weights = values**2  # squared: the entropy is of the Schmidt weights
     total = backend.sum(weights)
     if abs(alpha - 1) < 1e-8:  # closer, the difference of logarithms below is all rounding
-        entropy = backend.log(total) - backend.sum(weights * backend.log(weights)) / total
+        entropy = backend.log(total) - 2 * backend.sum(weights * backend.log(values)) / total
     elif alpha == math.inf:
         entropy = backend.log(total)
     else:
         # ln(sum p^alpha) with p = weights / total: the largest weight is 1, so that no sum of powers vanishes
-        entropy = (backend.log(backend.sum(weights**alpha)) - alpha * backend.log(total)) / (1 - alpha)
-    return cast(backend.clip(entropy, 0.0), dtype)  # a product state's may come out as -0.0
+        powers = values ** (2 * alpha)
+        entropy = (backend.log(backend.sum(powers)) - alpha * backend.log(total)) / (1 - alpha)
+    return backend.clip(entropy, 0.0)  # a product state's may come out as -0.0
+
+
+def _gap(backend: Backend, spectrum: Array) -> Array:
+    largest = backend.max(spectrum)
+    if peak(largest) == 0:
+        return 0 * largest
+    weights = (spectrum / largest) ** 2
+    total = backend.sum(weights)
+    first, *others = np.argsort(-as_numpy(weights), kind="stable")[:2].tolist()
+    return (weights[first] - sum(weights[second] for second in others)) / total
+
+
+def _of_each(train_or_spectrum: Train | Array, measure: Measure) -> Any:
+    """The measure of every bond of a train, or of the one spectrum, in the dtype of the spectra."""
+    if isinstance(train_or_spectrum, Train):
+        return [_measured(spectrum, measure) for spectrum in bond_spectra(train_or_spectrum)]
+    return _measured(working(check_spectrum(train_or_spectrum)), measure)
+
+
+def _measured(spectrum: Array, measure: Measure) -> Array:
+    return cast(measure(backend_of(spectrum, "spectrum"), double(spectrum)), dtype_name(spectrum))
+
+
+def check_spectrum(spectrum: Array) -> Array:
+    backend_of(spectrum, "spectrum")
+    check_values(spectrum, "spectrum")
+    if spectrum.ndim != 1:
+        raise ValueError(f"spectrum: got {spectrum.ndim} axes, expected one; for a matrix decompose it first")
+    if "complex" in dtype_name(spectrum):
+        raise TypeError("spectrum: got complex numbers, expected Schmidt values >= 0; they are the absolute values")
+    if as_numpy(spectrum).min() < 0:
+        raise ValueError("spectrum: got a negative entry, expected Schmidt values >= 0")
+    return spectrum

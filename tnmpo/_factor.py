@@ -18,13 +18,14 @@ whose adjoint is ``_svd_adjoint``. The factorisation itself runs outside the bac
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import cache
 from typing import Any
 
 import numpy as np
 import scipy.linalg
-from tensorly.backend import load_backend
 
 from ._backend import (
     Array,
@@ -91,6 +92,16 @@ def thin_qr(matrix: Array) -> tuple[Array, Array]:
     return _qr(matrix)
 
 
+@contextmanager
+def naming(what: str) -> Iterator[None]:
+    """Put ``what`` before the message of a factorisation that fails: only the caller knows whose matrix it is."""
+    try:
+        yield
+    except np.linalg.LinAlgError as error:
+        error.args = (f"{what}: {error}",)
+        raise
+
+
 # ---------------------------------------------------------------------------------------------------------------------
 # The factorisations
 # ---------------------------------------------------------------------------------------------------------------------
@@ -104,7 +115,7 @@ def _split(given: Array) -> Split:
         basis, spectrum = _left_vectors(backend, matrix)
         rest = adjoint(basis) @ matrix
     elif rows >= 2 * columns:
-        q, r = backend.qr(matrix)  # (m, n), (n, n)
+        q, r = qr(backend, matrix)  # (m, n), (n, n)
         u, spectrum, vh = svd(backend, r)
         basis, rest = q @ u, spectrum[:, None] * vh
     else:
@@ -118,7 +129,7 @@ def _split(given: Array) -> Split:
 def _qr(given: Array) -> tuple[Array, Array]:
     name = dtype_name(given)
     matrix, scale = _factorable(given)
-    q, r = backend_of(matrix, "matrix").qr(matrix)
+    q, r = qr(backend_of(matrix, "matrix"), matrix)
     return like(cast(q, name), given), like(cast(r * scale, name), given)
 
 
@@ -150,7 +161,7 @@ def _left_vectors(backend: Backend, matrix: Array) -> tuple[Array, Array]:
             values, vectors = gram
             spectrum = backend.sqrt(backend.clip(backend.flip(values), 0.0))
             return cast(backend.flip(vectors, axis=1), name), cast(spectrum, real_dtype(name))
-    _, r = backend.qr(adjoint(matrix))  # (m, m): matrix = r^H q^H
+    _, r = qr(backend, adjoint(matrix))  # (m, m): matrix = r^H q^H
     u, spectrum, _ = svd(backend, adjoint(r))
     return u, spectrum
 
@@ -166,28 +177,49 @@ def svd(backend: Backend, matrix: Array) -> tuple[Array, Array, Array]:
     numpy.linalg.LinAlgError
         If none does. The caller knows whose matrix it is and says so.
     """
-    for driver in _drivers(backend, matrix):
+
+    def drivers() -> Iterator[Callable[[], tuple[Array, ...]]]:
+        yield lambda: backend.svd(matrix, full_matrices=False)
+        host = as_numpy(matrix)
+        yield lambda: _gesvd(host)
+        yield lambda: _gesvd_of_triangle(host)
+        yield lambda: _gesvd_of_triangle(double(host))
+
+    u, s, vh = _first_of(
+        drivers(), matrix, "svd", "the backend's own, gesvd, gesvd after QR, gesvd in double precision"
+    )
+    name = dtype_name(matrix)
+    return cast(u, name), cast(s, real_dtype(name)), cast(vh, name)
+
+
+def qr(backend: Backend, matrix: Array) -> tuple[Array, Array]:
+    """The thin QR ``q, r``, by the backend, else by LAPACK on the CPU, at last in double precision.
+
+    A QR always ends, but torch's (MKL) has returned NaN for finite matrices of dependent columns.
+    """
+
+    def drivers() -> Iterator[Callable[[], tuple[Array, ...]]]:
+        yield lambda: backend.qr(matrix)
+        host = as_numpy(matrix)
+        yield lambda: scipy.linalg.qr(host, mode="economic")
+        yield lambda: scipy.linalg.qr(double(host), mode="economic")
+
+    q, r = _first_of(drivers(), matrix, "qr", "the backend's own, geqrf, geqrf in double precision")
+    return cast(q, dtype_name(matrix)), cast(r, dtype_name(matrix))
+
+
+def _first_of(
+    drivers: Iterator[Callable[[], tuple[Array, ...]]], matrix: Array, name: str, tried: str
+) -> Iterator[Array]:
+    """What the first driver that does not fail returns, on the backend and device of ``matrix``."""
+    for driver in drivers:
         parts = _attempt(driver)
         if parts is not None:
-            u, s, vh = parts
-            return like(u, matrix), like(s, matrix), like(vh, matrix)
+            return (like(part, matrix) for part in parts)
     rows, columns = matrix.shape
     raise np.linalg.LinAlgError(
-        f"svd: a {rows} x {columns} {dtype_name(matrix)} matrix with entries up to {peak(matrix):.3g} did not converge "
-        "with any driver (the backend's own, gesvd, gesvd after QR, gesvd in double precision); "
-        "add a little noise to it"
-    )
-
-
-def _drivers(backend: Backend, matrix: Array) -> Iterator[Callable[[], tuple[Array, ...]]]:
-    yield lambda: backend.svd(matrix, full_matrices=False)
-    host = as_numpy(matrix)
-    name = dtype_name(host)
-    yield lambda: _gesvd(host)
-    yield lambda: _gesvd_of_triangle(host)
-    yield lambda: tuple(
-        cast(part, kind)
-        for part, kind in zip(_gesvd_of_triangle(double(host)), (name, real_dtype(name), name), strict=True)
+        f"{name}: a {rows} x {columns} {dtype_name(matrix)} matrix with entries up to {peak(matrix):.3g} did not "
+        f"converge with any driver ({tried}); add a little noise to it"
     )
 
 
@@ -196,7 +228,7 @@ def _gesvd(host: np.ndarray) -> tuple[Array, ...]:
 
 
 def _gesvd_of_triangle(host: np.ndarray) -> tuple[Array, ...]:
-    q, r = load_backend("numpy").qr(host)
+    q, r = scipy.linalg.qr(host, mode="economic")
     u, s, vh = _gesvd(r)
     return q @ u, s, vh
 
@@ -238,6 +270,8 @@ def _svd_adjoint(parts: Split, rank: int, from_basis: Array, from_spectrum: Arra
         outside = from_basis - u @ (adjoint(u) @ from_basis)
         kept = _inverse(backend, s[:rank], floor)
         gradient = gradient + outside @ ((kept**2 / unit)[:, None] * f[:rank])
+        used = int((as_numpy(s[:rank]) > floor).sum())
+        _warn_of_loss(from_rest[used:], f[:used] / s[:used, None], peak(from_rest))
     return gradient
 
 
@@ -247,11 +281,36 @@ def _qr_adjoint(q: Array, r: Array, from_q: Array, from_r: Array) -> Array:
     if q.shape[0] > q.shape[1]:
         triangle, scale = _factorable(r)
         u, s, vh = svd(backend_of(triangle, "matrix"), triangle)
-        inverse = _inverse(backend_of(s, "matrix"), s, len(s) * resolution(s) * peak(s[:1]))
+        floor = len(s) * resolution(r) * peak(s[:1])
+        inverse = _inverse(backend_of(s, "matrix"), s, floor)
         pseudo = like(cast((u * inverse[None, :]) @ vh, dtype_name(r)), r) / scale  # r^-H
         outside = from_q - q @ (adjoint(q) @ from_q)
         gradient = gradient + outside @ pseudo
+        used = int((as_numpy(s) > floor).sum())
+        u, vh = like(cast(u, dtype_name(r)), r), like(cast(vh, dtype_name(r)), r)
+        _warn_of_loss(adjoint(u[:, used:]) @ from_r, vh[:used], peak(from_r))
     return gradient
+
+
+def _warn_of_loss(from_rest: Array, right: Array, scale: float) -> None:
+    """Say so where a derivative is incomplete.
+
+    ``from_rest`` is the gradient for the rows of ``rest`` that are zero, ``right`` the orthonormal rows of the others.
+    Opposite a zero row the direction of ``basis`` is any one, but a definite one as soon as something enters the row.
+    No derivative of ``basis`` leads there; a result that sees what enters the row sees this too.
+    """
+    if 0 in from_rest.shape:
+        return
+    beyond = from_rest - (from_rest @ adjoint(right)) @ right
+    if peak(beyond) > 1e4 * resolution(beyond) * scale:
+        used, bond = right.shape[0], right.shape[0] + from_rest.shape[0]
+        warnings.warn(
+            f"gradient: got a bond of dimension {bond} with {used} nonzero Schmidt values, expected no superfluous "
+            "direction; the derivative towards new directions is incomplete: cut the bond first, move the center, or "
+            "add noise of 1e-8 of the norm",
+            RuntimeWarning,
+            stacklevel=2,
+        )
 
 
 def _inverse(backend: Backend, values: Array, floor: float) -> Array:

@@ -69,6 +69,10 @@ class MPO(Train):
     def _dense(self) -> Array:
         return self.to_matrix()
 
+    @property
+    def _dense_shape(self) -> tuple[int, ...]:
+        return self.matrix_shape
+
     def to_tensorly(self) -> Any:
         """The same cores as a ``tensorly.tt_matrix.TTMatrix``; nothing is copied."""
         from tensorly.tt_matrix import TTMatrix

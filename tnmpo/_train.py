@@ -10,7 +10,7 @@ from numbers import Integral
 from typing import Any, ClassVar, Generic, Self, TypeVar
 
 from . import _chain
-from ._backend import Array, all_finite, backend_of, cast, check_dtype, device_of, dtype_name, working
+from ._backend import Array, all_finite, backend_of, cast, check_dtype, device_of, dtype_name, permute, working
 from ._bounds import Truncation
 from ._shapes import n_parameters, shown
 
@@ -60,6 +60,11 @@ class Train(ABC):
     @abstractmethod
     def _dense(self) -> Array:
         """The array that the cores make."""
+
+    @property
+    @abstractmethod
+    def _dense_shape(self) -> tuple[int, ...]:
+        """The shape of that array."""
 
     @abstractmethod
     def _summary(self) -> tuple[str, list[str]]:
@@ -150,6 +155,14 @@ def check_center(center: Any, order: int) -> int:
 def contracted(train: Train) -> Array:
     """All entries, flattened in the order of the sites, in the dtype of the cores."""
     return _chain.contract([core.reshape((core.shape[0], -1, core.shape[-1])) for core in train.cores])
+
+
+def interleaved(dense: Array, frame: Frame[Any]) -> Array:
+    """The entries of a dense array in the order of the sites, one axis a site axis."""
+    axes = len(frame.site_shapes[0])
+    dims = [site[axis] for axis in range(axes) for site in frame.site_shapes]
+    order = len(frame.site_shapes)
+    return permute(dense.reshape(tuple(dims)), [axis * order + k for k in range(order) for axis in range(axes)])
 
 
 def times(dimensions: Sequence[int]) -> str:

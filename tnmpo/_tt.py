@@ -55,6 +55,10 @@ class TT(Train):
     def _dense(self) -> Array:
         return self.to_tensor()
 
+    @property
+    def _dense_shape(self) -> tuple[int, ...]:
+        return self.shape
+
     def to_tensorly(self) -> Any:
         """The same cores as a ``tensorly.tt_tensor.TTTensor``; nothing is copied."""
         from tensorly.tt_tensor import TTTensor

@@ -1,12 +1,18 @@
-"""Low-rank decompositions in a weighted norm, exact.
+"""Cuts in a weighted norm whose metric is a product over the sites.
 
-With ``A`` and ``B`` the square roots of the metrics of rows and columns,
+With ``A`` and ``B`` the square roots of the metrics of rows and columns, ``||W - W'||_w = ||A (W - W') B||_F``.
 
-    ||W - W'||_w = ||A (W - W') B||_F,
-
-so the best W' of rank r comes from the SVD ``A W B = u s v^H``. No root needs to be inverted:
+Of a low-rank shape the best W' of rank r comes from the SVD ``A W B = u s v^H``. No root needs to be inverted:
 ``W' = u_r u_r^H W`` where only columns are weighted (A = 1), the transpose of that for rows. With both,
 ``W' = (W B v_r / s_r) (u_r^H A W)``, since ``A W B v / s = u``; rows of no weight are regressed on the others.
+
+Of a longer train the sweep is the same at every bond. Let ``l`` and ``g`` be the triangular factors of what lies left
+(already cut) and right of it in ``A W B``, and ``l g = u s v^H``. The pair
+
+    x = g v_r / s_r,    y = u_r^H l,    y x = 1
+
+projects the bond of W itself: the weighted train sees ``l x y = u_r u_r^H l``, the orthogonal projection that a sweep
+of SVDs makes, and again nothing is inverted but kept values.
 """
 
 from __future__ import annotations
@@ -16,10 +22,25 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ._backend import Array, adjoint, backend_of, cast, conj, double, dtype_name, like, resolution, transposed
+from . import _chain
+from ._backend import (
+    Array,
+    adjoint,
+    backend_of,
+    cast,
+    conj,
+    double,
+    dtype_name,
+    like,
+    resolution,
+    to_numpy,
+    transposed,
+)
+from ._bounds import l2_norm
 from ._factor import thin_qr, thin_svd
-from ._shapes import MPOShape
-from ._weights import Weight, times
+from ._weights import SiteRoots, Weight, multiplied, times
+
+SiteShapes = Sequence[tuple[int, ...]]
 
 
 @dataclass(frozen=True)
@@ -34,26 +55,14 @@ class Factors:
     spectrum: Array
 
 
-def check(weight: Weight, shape: MPOShape) -> None:
-    """Refuse a weight where the weighted optimum is not a plain SVD."""
-    if not isinstance(weight, Weight):
-        raise TypeError(f"weight: got {type(weight).__name__}, expected tnmpo.Weight(rows=..., cols=...)")
-    if not shape.is_low_rank:
-        raise ValueError(
-            f"weight: got one with rows {shape.rows} and cols {shape.cols}, expected a low-rank shape; "
-            "pass shape=tnmpo.MPOShape.low_rank(W.shape) or leave the weight out"
-        )
-
-
 def of_matrix(matrix: Array, weight: Weight) -> Factors:
     """The weighted factors of a dense (I, J) matrix."""
-    rows, cols = weight.roots(matrix.shape, matrix)
+    rows, cols = map(multiplied, weight.roots(tuple(matrix.shape), matrix))
     matrix = double(matrix)
     if rows is not None and cols is not None:
         return _both_sides(matrix, rows, cols)
     if rows is not None:
-        turned = _columns(*_isometry(transposed(matrix)), conj(rows))
-        return _transposed(turned)
+        return _transposed(_columns(*_isometry(transposed(matrix)), conj(rows)))
     return _columns(*_isometry(matrix), cols)
 
 
@@ -64,13 +73,12 @@ def of_train(cores: Sequence[Array], weight: Weight) -> Factors:
     for core in cores[1:-1]:
         left = left @ core.reshape(core.shape[0], core.shape[2])
     right = cores[-1].reshape(cores[-1].shape[0], -1)  # (k, J)
-    rows, cols = weight.roots((left.shape[0], right.shape[1]), left)
+    rows, cols = map(multiplied, weight.roots((left.shape[0], right.shape[1]), left))
     if rows is not None and cols is not None:
         return _both_sides(left @ right, rows, cols)
     if rows is not None:
         q, r = thin_qr(transposed(right))  # (J, k), (k, k)
-        turned = _columns(q, r @ transposed(left), conj(rows))
-        return _transposed(turned)
+        return _transposed(_columns(q, r @ transposed(left), conj(rows)))
     q, r = thin_qr(left)  # (I, k), (k, k)
     return _columns(q, r @ right, cols)
 
@@ -81,6 +89,102 @@ def train(factors: Factors, rank: int, order: int) -> list[Array]:
     identity = cast(like(np.eye(rank), left), dtype_name(left))
     middle = [identity[:, None, :]] * (order - 2)
     return [left[None, :, :], *middle, right[:, :, None]]
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Trains of any shape
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def absorb(cores: Sequence[Array], sites: SiteShapes, roots: SiteRoots) -> list[Array]:
+    """The cores of ``A W B``: every site index multiplied by the roots of its metrics."""
+    return [on_site(core, site, pair) for core, site, pair in zip(cores, sites, roots, strict=True)]
+
+
+def bond_spectra(cores: Sequence[Array], sites: SiteShapes, roots: SiteRoots) -> list[np.ndarray]:
+    """The Schmidt values of every bond of ``A W B``."""
+    return [to_numpy(spectrum) for spectrum in _chain.schmidt(absorb(cores, sites, roots), 0)[1]]
+
+
+def cut(cores: Sequence[Array], sites: SiteShapes, roots: SiteRoots, ranks: Sequence[int]) -> tuple[list[Array], float]:
+    """Cut a train to ``ranks`` (with the boundary ones) in the weighted norm.
+
+    Returns
+    -------
+    cores : in no gauge
+    error : float
+        ``||W - W'||_w``, exact: the discarded parts of the successive weighted residuals are orthogonal.
+    """
+    cores = list(cores)
+    rights = _right_factors(absorb(cores, sites, roots))
+    left_factor, discarded = rights[0] * 0 + 1, []  # (1, 1)
+    for k in range(len(cores) - 1):
+        #  ◌━◌━●━●━●      before bond k: the sites left of it are cut, ◌
+        #  ◌━◌━◌━●━●      after: x went into site k, y into site k + 1
+        left, size, right = cores[k].shape
+        weighted = on_site(cores[k], sites[k], roots[k])
+        left_factor = _extended(left_factor, weighted)  # (q, right)
+        rank = ranks[k + 1]
+        if rank == right:
+            continue
+        u, spectrum, rest = thin_svd(left_factor @ rights[k + 1], rank)
+        discarded.append(l2_norm(to_numpy(spectrum[rank:])))
+        inverse = _inverse(spectrum, rank)[None, :]
+        x = (rights[k + 1] @ adjoint(rest)) * inverse * inverse  # over s twice, one of them that of rest
+        cores[k] = (cores[k].reshape(left * size, right) @ x).reshape(left, size, rank)
+        following = cores[k + 1]
+        carried = (adjoint(u) @ left_factor) @ following.reshape(right, -1)
+        cores[k + 1] = carried.reshape(rank, following.shape[1], following.shape[2])
+        left_factor = left_factor @ x
+    return cores, l2_norm(np.array(discarded))
+
+
+def _extended(factor: Array, weighted: Array) -> Array:
+    """The triangular factor of a part of a train and one core more."""
+    unfolded = (factor @ weighted.reshape(weighted.shape[0], -1)).reshape(-1, weighted.shape[2])
+    return thin_qr(unfolded)[1]
+
+
+def _right_factors(weighted: Sequence[Array]) -> list[Array]:
+    """``g`` of everything from site k on, (r_k, .), for k = 0 .. n."""
+    factors = [weighted[0][:, :1, 0] * 0 + 1]  # (1, 1)
+    for core in _chain.mirror(weighted):
+        factors.append(_extended(factors[-1], core))
+    return [transposed(factor) for factor in factors[::-1]]
+
+
+def on_site(core: Array, site: tuple[int, ...], factors: tuple[Array | None, Array | None]) -> Array:
+    """A three-way core with a factor applied to the row and the column index of its site."""
+    left, _, right = core.shape
+    rows, cols = site
+    row_root, col_root = factors
+    turned = core.reshape(left, rows, cols * right)
+    if row_root is not None:
+        turned = _apply(row_root, turned)
+    turned = turned.reshape(left * rows, cols, right)
+    if col_root is not None:
+        turned = _apply(transposed(col_root) if len(col_root.shape) == 2 else col_root, turned)
+    return turned.reshape(left, rows * cols, right)
+
+
+def _apply(root: Array, blocks: Array) -> Array:
+    """A root on the middle index of ``(b, size, c)`` blocks."""
+    if len(root.shape) == 1:
+        return blocks * root[None, :, None]
+    kind = str(np.promote_types(dtype_name(root), dtype_name(blocks)))
+    return cast(root, kind) @ cast(blocks, kind)
+
+
+def _inverse(spectrum: Array, rank: int) -> Array:
+    """``1 / s`` of the kept values; a value that is all rounding has no direction, and weighs nothing."""
+    backend, kept = backend_of(spectrum, "spectrum"), spectrum[:rank]
+    resolved = kept > len(spectrum) * resolution(spectrum) * spectrum[0]
+    return backend.where(resolved, 1 / backend.where(resolved, kept, kept * 0 + 1), kept * 0)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Low-rank shapes
+# ---------------------------------------------------------------------------------------------------------------------
 
 
 def _isometry(matrix: Array) -> tuple[Array | None, Array]:
@@ -108,12 +212,9 @@ def _transposed(factors: Factors) -> Factors:
 def _both_sides(matrix: Array, rows: Array, cols: Array) -> Factors:
     weighted_rows, weighted_cols = times(rows, matrix, None), times(None, matrix, cols)
     basis, spectrum, rest = thin_svd(times(None, weighted_rows, cols))  # rest = s v^H
-    # A value that is all rounding has no direction: left out, it changes nothing in this norm.
-    kept = spectrum > max(matrix.shape) * resolution(spectrum) * spectrum[0]
-    backend = backend_of(spectrum, "spectrum")
-    inverse = backend.where(kept, 1 / backend.where(kept, spectrum, spectrum * 0 + 1), spectrum * 0)
+    inverse = _inverse(spectrum, len(spectrum))[None, :]
     return Factors(
-        weighted_cols @ (adjoint(rest) * inverse) * inverse,  # over s twice, one of them that of rest
+        (weighted_cols @ adjoint(rest)) * inverse * inverse,  # over s twice, one of them that of rest
         adjoint(basis) @ weighted_rows,
         spectrum,
     )

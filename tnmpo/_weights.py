@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 
@@ -22,6 +25,10 @@ from ._backend import (
     to_numpy,
 )
 from ._bounds import l2_norm
+from ._shapes import MPOShape
+
+Metric = Array | tuple[Array, ...] | None
+SiteRoots = list[tuple[Array | None, Array | None]]  # of the row and the column metric of every site
 
 
 @dataclass(frozen=True, eq=False)
@@ -34,10 +41,11 @@ class Weight:
 
     Parameters
     ----------
-    rows : (I,) or (I, I) array, optional
+    rows : (I,) or (I, I) array, or tuple of n arrays, optional
         ``R``: a vector is its diagonal (counts, not their square roots), a matrix is symmetric or
-        Hermitian and positive semidefinite. Singular ones are fine. None is the identity.
-    cols : (J,) or (J, J) array, optional
+        Hermitian and positive semidefinite. Singular ones are fine. None is the identity. A tuple is the Kronecker
+        product of one such metric a site, ``(i_k,)`` or ``(i_k, i_k)``.
+    cols : (J,) or (J, J) array, or tuple of n arrays, optional
         ``C``, likewise.
 
     Raises
@@ -51,23 +59,32 @@ class Weight:
     >>> weight = Weight(cols=np.array([4.0, 1.0]))
     >>> weight.norm(np.array([[1.5, 0.0], [0.0, 4.0]]))  # sqrt(4 * 1.5^2 + 1 * 4^2)
     5.0
+    >>> Weight(cols=(np.array([4.0, 1.0]), np.array([1.0, 9.0]))).norm(np.array([[0.0, 1.0, 0.0, 0.0]]))  # sqrt(4 * 9)
+    6.0
     """
 
-    rows: Array | None = None
-    cols: Array | None = None
+    rows: Metric = None
+    cols: Metric = None
 
     def __post_init__(self) -> None:
         for side in ("rows", "cols"):
-            _check_metric(getattr(self, side), f"Weight: {side}")
+            metric = getattr(self, side)
+            if isinstance(metric, list):
+                object.__setattr__(self, side, tuple(metric))
+            if isinstance(metric, tuple | list) and not metric:
+                raise ValueError(f"Weight: {side}: got an empty tuple, expected one metric a site")
+            for part in metric if isinstance(metric, tuple | list) else (metric,):
+                if metric is not None:
+                    _check_metric(part, f"Weight: {side}")
 
     @cached_property
-    def _roots(self) -> tuple[Array | None, Array | None]:
+    def _roots(self) -> tuple[Metric, Metric]:
         return _root(self.rows, "Weight: rows"), _root(self.cols, "Weight: cols")
 
-    def roots(self, matrix_shape: tuple[int, int], where: Array) -> tuple[Array | None, Array | None]:
+    def roots(self, matrix_shape: tuple[int, int], where: Array) -> tuple[Metric, Metric]:
         """Square roots of both metrics, in double precision, on the backend and device of ``where``.
 
-        A vector's is the vector of its roots, a matrix's is Hermitian, None stays None.
+        A vector's is the vector of its roots, a matrix's is Hermitian, a tuple's the tuple of roots, None stays None.
 
         Raises
         ------
@@ -76,17 +93,54 @@ class Weight:
             it is complex and ``where`` is real.
         """
         for metric, size, side in zip((self.rows, self.cols), matrix_shape, ("rows", "cols"), strict=True):
-            if metric is not None and metric.shape[0] != size:
+            parts = metric if isinstance(metric, tuple) else (metric,)
+            if metric is not None and math.prod(int(part.shape[0]) for part in parts) != size:
+                sizes = " x ".join(str(part.shape[0]) for part in parts)
                 raise ValueError(
-                    f"weight: {side} has size {metric.shape[0]}, the matrix {tuple(matrix_shape)} has {size} {side}; "
+                    f"weight: {side} has size {sizes}, the matrix {tuple(matrix_shape)} has {size} {side}; "
                     "pass a metric of that size"
                 )
-            if metric is not None and "complex" in dtype_name(metric) and "complex" not in dtype_name(where):
+            if any("complex" in dtype_name(part) for part in parts if part is not None) and "complex" not in dtype_name(
+                where
+            ):
                 raise TypeError(
                     f"weight: {side} is complex, the matrix {dtype_name(where)}; convert the matrix to a complex dtype"
                 )
-        rows, cols = (None if root is None else like(root, where) for root in self._roots)
+        rows, cols = (_moved(root, where) for root in self._roots)
         return rows, cols
+
+    def site_roots(self, shape: MPOShape, where: Array) -> tuple[SiteRoots, bool]:
+        """The roots of a metric that is a product over the sites, and whether it is this one.
+
+        A metric is such a product where it is given as one, or where one site carries the whole row (or column) index.
+        Else the product of its marginals stands in: the partial traces over all other sites.
+
+        Raises
+        ------
+        ValueError, TypeError
+            As ``roots``, and if a tuple has not one metric a site, of that site's size.
+        """
+        roots = self.roots(shape.matrix_shape, where)
+        sides, exact = [], True
+        for metric, root, sizes, side in zip(
+            (self.rows, self.cols), roots, (shape.rows, shape.cols), ("rows", "cols"), strict=True
+        ):
+            if isinstance(metric, tuple):
+                if tuple(part.shape[0] for part in metric) != sizes:
+                    given = tuple(int(part.shape[0]) for part in metric)
+                    raise ValueError(
+                        f"weight: {side} has site metrics of sizes {given}, the sites have {sizes}; "
+                        "pass one of each size"
+                    )
+                assert isinstance(root, tuple)  # as the metric is
+                sides.append(list(root))
+            elif root is None or max(sizes) == math.prod(sizes):
+                carrier = sizes.index(max(sizes))
+                sides.append([root if k == carrier else None for k in range(shape.order)])
+            else:
+                sides.append([like(_root(part, side), where) for part in _marginals(metric, sizes)])
+                exact = False
+        return list(zip(*sides, strict=True)), exact
 
     def norm(self, matrix: Array) -> float:
         """``||matrix||_w``, in double precision.
@@ -97,19 +151,59 @@ class Weight:
         """
         backend_of(matrix, "matrix")
         check_values(matrix, "matrix")
-        if matrix.ndim != 2:
-            raise ValueError(f"matrix: got {matrix.ndim} axes, expected two (rows, columns)")
-        rows, cols = self.roots(matrix.shape, matrix)
+        if len(matrix.shape) != 2:
+            raise ValueError(f"matrix: got {len(matrix.shape)} axes, expected two (rows, columns)")
+        rows, cols = self.roots(tuple(matrix.shape), matrix)
         return l2_norm(to_numpy(times(rows, double(matrix), cols)))
 
 
-def times(rows: Array | None, matrix: Array, cols: Array | None) -> Array:
-    """``rows @ matrix @ cols``, where a vector stands for its diagonal and None for the identity."""
-    if rows is not None:
-        matrix = rows[:, None] * matrix if rows.ndim == 1 else _matmul(rows, matrix)
-    if cols is not None:
-        matrix = matrix * cols[None, :] if cols.ndim == 1 else _matmul(matrix, cols)
-    return matrix
+def check_weight(weight: Any) -> None:
+    """Refuse what is no ``Weight``."""
+    if not isinstance(weight, Weight):
+        raise TypeError(f"weight: got {type(weight).__name__}, expected tnmpo.Weight(rows=..., cols=...)")
+
+
+def times(rows: Metric, matrix: Array, cols: Metric) -> Array:
+    """``rows @ matrix @ cols``; a vector stands for its diagonal, a tuple for its Kronecker product, None for 1."""
+    shape = tuple(matrix.shape)
+    for axis, side in ((0, rows), (1, cols)):
+        before = 1 if axis == 0 else shape[0]  # of the entries that vary slower than the factor
+        factors = side if isinstance(side, tuple) else (side,)
+        for factor in factors:
+            if factor is not None:
+                size = factor.shape[0]
+                block = matrix.reshape((before, size, -1))
+                if len(factor.shape) == 1:
+                    matrix = block * factor[None, :, None]
+                else:
+                    matrix = _matmul(factor if axis == 0 else factor.T, block)
+                before *= size
+    return matrix.reshape(shape)
+
+
+def square(root: Metric) -> Metric:
+    """The metric that a root is of."""
+    if isinstance(root, tuple):
+        return tuple(square(part) for part in root)
+    if root is None:
+        return None
+    return root * root if len(root.shape) == 1 else root @ root
+
+
+def multiplied(root: Metric) -> Array | None:
+    """A tuple of roots as one root: a vector, where all of them are vectors."""
+    if not isinstance(root, tuple):
+        return root
+    if any(len(part.shape) == 2 for part in root):
+        backend = backend_of(root[0], "root")
+        root = tuple(part if len(part.shape) == 2 else backend.diag(part) for part in root)
+    product = root[0]
+    for part in root[1:]:
+        axes = (slice(None), None) * len(part.shape)
+        product = product[axes] * part[axes[::-1]]
+        size = product.shape[0] * product.shape[1]
+        product = product.reshape((size,) * len(part.shape))
+    return product
 
 
 def _matmul(a: Array, b: Array) -> Array:
@@ -118,16 +212,21 @@ def _matmul(a: Array, b: Array) -> Array:
     return cast(a, kind) @ cast(b, kind)
 
 
-def _check_metric(metric: Array | None, argument: str) -> None:
-    if metric is None:
-        return
+def _moved(root: Metric, where: Array) -> Metric:
+    if isinstance(root, tuple):
+        return tuple(like(part, where) for part in root)
+    return None if root is None else like(root, where)
+
+
+def _check_metric(metric: Array, argument: str) -> None:
     backend_of(metric, argument)
     check_values(metric, argument)
-    if metric.ndim not in (1, 2) or (metric.ndim == 2 and metric.shape[0] != metric.shape[1]):
+    axes = len(metric.shape)
+    if axes not in (1, 2) or (axes == 2 and metric.shape[0] != metric.shape[1]):
         raise ValueError(
             f"{argument}: got shape {tuple(metric.shape)}, expected a vector (the diagonal) or a square matrix"
         )
-    if metric.ndim == 1:
+    if axes == 1:
         if "complex" in dtype_name(metric):
             raise TypeError(f"{argument}: got a complex vector, expected real numbers >= 0")
         if as_numpy(metric).min() < 0:
@@ -138,12 +237,14 @@ def _check_metric(metric: Array | None, argument: str) -> None:
         raise ValueError(f"{argument}: got a matrix that is not Hermitian; symmetrise it, e.g. (C + C.T) / 2")
 
 
-def _root(metric: Array | None, argument: str) -> Array | None:
+def _root(metric: Metric, argument: str) -> Metric:
     if metric is None:
         return None
+    if isinstance(metric, tuple):
+        return tuple(_root(part, argument) for part in metric)
     wide = to_numpy(metric) if is_jax(metric) else double(metric)  # jax's doubles may be switched off
     backend = backend_of(wide, argument)
-    if wide.ndim == 1:
+    if len(wide.shape) == 1:
         return backend.sqrt(wide)
     values, vectors = backend.eigh((wide + adjoint(wide)) / 2)
     smallest = float(to_numpy(values[0]))
@@ -155,3 +256,19 @@ def _root(metric: Array | None, argument: str) -> Array | None:
     # Below the resolution an eigenvalue is zero: its root would be seen, 1e-8 of the largest.
     resolved = backend.where(values > len(values) * 2.2e-16 * peak(values), values, values * 0)
     return (vectors * backend.sqrt(resolved)) @ adjoint(vectors)
+
+
+def _marginals(metric: Array, sizes: Sequence[int]) -> list[np.ndarray]:
+    """The partial trace of a metric for each site, scaled so that the traces multiply to that of the metric."""
+    host = to_numpy(metric)
+    parts = []
+    for site, size in enumerate(sizes):
+        before, after = math.prod(sizes[:site]), math.prod(sizes[site + 1 :])
+        if host.ndim == 1:
+            parts.append(host.reshape(before, size, after).sum(axis=(0, 2)))
+        else:
+            parts.append(np.einsum("aibajb->ij", host.reshape((before, size, after) * 2)))
+    total = float(host.sum() if host.ndim == 1 else np.trace(host).real)
+    if total == 0:
+        return [np.ones(size) for size in sizes]  # nothing counts: any metric will do
+    return [part / total ** ((len(sizes) - 1) / len(sizes)) for part in parts]

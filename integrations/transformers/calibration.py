@@ -80,7 +80,7 @@ class Calibration:
                 covariance = self.covariances[name]
                 # Query, key and value share their input: one object, whose square root is taken once.
                 for known in self._weights.values():
-                    if known.cols is not None and torch.equal(known.cols, covariance):
+                    if isinstance(known.cols, torch.Tensor) and torch.equal(known.cols, covariance):
                         self._weights[name] = known
                         return known
                 self._weights[name] = tnmpo.Weight(cols=covariance)

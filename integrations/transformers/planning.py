@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+import numpy as np
 import torch
 from transformers.utils import logging as transformers_logging
 
@@ -127,10 +128,19 @@ def decompose(plan: Plan) -> tuple[tnmpo.MPO, float | None]:
     """Carry out the decomposition of a plan; also its relative error in the calibrated norm.
 
     The error is None where nothing was cut.
+
+    Raises
+    ------
+    numpy.linalg.LinAlgError
+        If a factorisation does not converge; the message begins with the name of the module.
     """
     weight = plan.target.weight.detach()
     cut_in = plan.metric if plan.shape.is_low_rank else None
-    mpo = decompose_weight(weight, plan.shape, plan.rank, cut_in)
+    try:
+        mpo = decompose_weight(weight, plan.shape, plan.rank, cut_in)
+    except np.linalg.LinAlgError as error:
+        error.args = (f"{plan.target.name}: {error}",)
+        raise
     if mpo.truncation is None:
         return mpo, None  # nothing was cut
     if plan.shape.is_low_rank or (plan.metric is None and plan.shape.matrix_shape == weight.shape):

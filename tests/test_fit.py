@@ -1,0 +1,207 @@
+"""Alternating least squares: monotone, never worse than its start, and stationary where it stops."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from strategies import Case, array_of, backend_of, cases, dense_of, dtype_of, exact_ranks, norm
+from test_weighted import covariance, dense_weights, product_weights, slack_of, weigh
+
+from tnmpo import MPO, TT, Weight, als_fit, is_canonical, mpo_decompose, truncate, tt_decompose
+
+FEW = settings(max_examples=30)
+SHAPE = ((2, 3, 4), (4, 3, 2))
+
+
+@FEW
+@given(cases(max_order=5, scales=False), st.data())
+def test_it_improves_or_keeps_every_start(case: Case, data):
+    ranks = data.draw(exact_ranks(case.shape))
+    start = mpo_decompose(case.W, case.shape, ranks)
+    fit = als_fit(case.W, start, sweeps=4)
+    errors = np.array(fit.errors)
+    assert np.all(np.diff(errors) <= 0)
+    assert abs(errors[0] - start.truncation.error) <= case.slack
+    assert abs(errors[-1] - norm(case.dense - dense_of(fit.train.cores))) <= case.slack
+    assert fit.norm == pytest.approx(norm(case.dense), rel=1e-6)
+    assert fit.train.ranks == start.ranks
+    assert fit.train.center == start.center
+    assert is_canonical(fit.train)
+    assert {backend_of(core) for core in fit.train.cores} == {case.backend}
+    assert {dtype_of(core) for core in fit.train.cores} == {case.dtype}
+
+
+@FEW
+@given(cases(min_order=2, max_order=4, scales=False), st.booleans(), st.data())
+def test_it_improves_or_keeps_every_start_in_a_weighted_norm(case: Case, product, data):
+    weight = data.draw(product_weights(case) if product else dense_weights(case))
+    start = mpo_decompose(case.W, case.shape, data.draw(exact_ranks(case.shape)))
+    fit = als_fit(case.W, start, weight=weight, sweeps=3)
+    result = dense_of(fit.train.cores)
+    slack = slack_of(case, weight, result, dense_of(start.cores))
+    assert np.all(np.diff(fit.errors) <= 0)
+    assert abs(fit.errors[0] - norm(weigh(case.dense - dense_of(start.cores), weight))) <= slack
+    assert abs(fit.errors[-1] - norm(weigh(case.dense - result, weight))) <= slack
+
+
+def best_core(mpo, site, dense, weight):
+    """The error with one core replaced by the best one, by a dense least squares problem."""
+    cores = [np.array(core) for core in mpo.cores]
+    columns = []
+    for entry in range(cores[site].size):
+        unit = np.zeros(cores[site].size)
+        unit[entry] = 1
+        changed = [*cores[:site], unit.reshape(cores[site].shape), *cores[site + 1 :]]
+        columns.append(weigh(dense_of(changed), weight).ravel())
+    system, wanted = np.array(columns).T, weigh(dense, weight).ravel()
+    solution = np.linalg.lstsq(system, wanted, rcond=1e-12)[0]
+    return float(np.linalg.norm(wanted - system @ solution))
+
+
+@pytest.mark.parametrize(
+    "weight",
+    [
+        Weight(),
+        Weight(cols=covariance(np.random.default_rng(1), 24)),
+        Weight(rows=covariance(np.random.default_rng(2), 24, 2), cols=covariance(np.random.default_rng(3), 24, 2)),
+        Weight(rows=np.random.default_rng(4).integers(0, 4, size=24).astype(float)),
+        Weight(rows=tuple(covariance(np.random.default_rng(5), size, 2) for size in SHAPE[0])),
+    ],
+    ids=["plain", "columns", "both", "counts", "product"],
+)
+def test_where_it_stops_no_core_alone_can_gain(weight):
+    """The oracle solves for each core densely; what it could still gain is of the order of a sweep's last gain."""
+    W = np.random.default_rng(0).normal(size=(24, 24))
+    start = mpo_decompose(W, SHAPE, (3, 4))
+    plain = weight.rows is None and weight.cols is None
+    fit = als_fit(W, start, weight=None if plain else weight, sweeps=300, tolerance=1e-6)
+    assert fit.converged
+    assert fit.errors[-1] < 0.995 * fit.errors[0]
+    for site in range(3):
+        assert fit.errors[-1] * (1 - 1e-4) <= best_core(fit.train, site, W, weight) <= fit.errors[-1] * (1 + 1e-9)
+
+
+def test_the_first_sweep_is_that_of_solving_each_core_exactly():
+    """Conjugate gradients stop early, yet one sweep does nearly what exact solutions do."""
+    rng = np.random.default_rng(0)
+    W, weight = rng.normal(size=(24, 24)), Weight(rows=covariance(rng, 24, 2), cols=covariance(rng, 24, 3))
+    start = mpo_decompose(W, SHAPE, 3)
+    first = als_fit(W, start, weight=weight, sweeps=1).errors
+    assert min(best_core(start, site, W, weight) for site in range(3)) > first[1]
+
+
+@FEW
+@given(cases(min_order=2, max_order=4, scales=False), st.data())
+def test_a_train_and_its_matrix_are_the_same_target(case: Case, data):
+    start = mpo_decompose(case.W, case.shape, data.draw(exact_ranks(case.shape)))
+    dense, train = (
+        als_fit(case.W, start, sweeps=3, tolerance=0),
+        als_fit(mpo_decompose(case.W, case.shape), start, sweeps=3, tolerance=0),
+    )
+    steps = min(len(dense.errors), len(train.errors))
+    assert np.max(np.abs(np.array(dense.errors[:steps]) - train.errors[:steps])) <= 5 * case.slack
+
+
+def test_what_has_those_ranks_is_found_again():
+    rng = np.random.default_rng(0)
+    exact = TT([rng.normal(size=(1, 4, 3)), rng.normal(size=(3, 5, 2)), rng.normal(size=(2, 6, 1))])
+    start = TT([rng.normal(size=core.shape) for core in exact.cores])
+    fit = als_fit(exact.to_tensor(), start, sweeps=100, tolerance=0)
+    assert fit.relative_error < 1e-10
+    assert fit.train.shape == exact.shape
+    assert np.allclose(fit.train.to_tensor(), exact.to_tensor())
+
+
+def test_how_far_the_start_was():
+    W = np.random.default_rng(0).normal(size=(24, 24))
+    fit = als_fit(W, mpo_decompose(W, SHAPE, 3), sweeps=50)
+    assert fit.excess == pytest.approx(fit.errors[0] / fit.errors[-1] - 1)
+    assert 0.005 < fit.excess < 0.1
+    assert f"the start was {fit.excess:.3g} above it" in str(fit)
+    assert als_fit(W, mpo_decompose(W, SHAPE)).relative_error < 1e-14
+    zero = als_fit(0 * W, mpo_decompose(0 * W, SHAPE, 2))
+    assert zero.errors == (0.0,)
+    assert zero.converged
+    assert zero.relative_error == zero.excess == 0
+
+
+def test_gradients_flow_through_a_sweep():
+    """At a stationary point the residual is orthogonal to what the cores can reach: d error^2 / dW = 2 residual."""
+    W = torch.tensor(np.random.default_rng(0).normal(size=(12, 12)), requires_grad=True)
+    shape = ((2, 3, 2), (3, 2, 2))
+    fit = als_fit(W, mpo_decompose(W.detach(), shape, 2), sweeps=400, tolerance=1e-13)
+    residual = W - fit.train.to_matrix()
+    residual.square().sum().backward()
+    assert torch.allclose(W.grad, 2 * residual, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("call", "error", "fragment"),
+    [
+        (lambda W, m: als_fit(W, W), TypeError, "initial: got ndarray, expected a tnmpo.MPO or a tnmpo.TT"),
+        (lambda W, m: als_fit(W[:12], m), ValueError, "target: got shape (12, 24), expected (24, 24), that of initial"),
+        (lambda W, m: als_fit([1.0], m), TypeError, "target: got list, expected a numpy array"),
+        (lambda W, m: als_fit(np.nan * W, m), ValueError, "target: got NaN or Inf among its entries"),
+        (lambda W, m: als_fit(torch.tensor(W), m), TypeError, "target: got Tensor, initial has ndarray; convert one"),
+        (
+            lambda W, m: als_fit(1j * W, m),
+            TypeError,
+            "target: got complex128, initial has float64; make initial complex",
+        ),
+        (lambda W, m: als_fit(tt_decompose(W), m), TypeError, "target: got TT, expected a tnmpo.MPO"),
+        (
+            lambda W, m: als_fit(mpo_decompose(W, ((24,), (24,))), m),
+            ValueError,
+            "target: got sites ((24, 24),), initial has ((2, 4), (3, 3), (4, 2)); both need the same",
+        ),
+        (lambda W, m: als_fit(W, m, sweeps=0), ValueError, "sweeps: got 0, expected a positive integer"),
+        (
+            lambda W, m: als_fit(W, m, tolerance=-1),
+            ValueError,
+            "tolerance: got -1, expected a number from 0 to below 1",
+        ),
+        (lambda W, m: als_fit(W, m, tolerance="a"), ValueError, "tolerance: got 'a', expected a number from 0"),
+        (lambda W, m: als_fit(W, m, weight=np.ones(24)), TypeError, "weight: got ndarray, expected tnmpo.Weight"),
+        (
+            lambda W, m: als_fit(W, tt_decompose(W), weight=Weight(rows=np.ones(24))),
+            TypeError,
+            "initial: got TT, expected a tnmpo.MPO",
+        ),
+        (lambda W, m: als_fit(W, m, weight=Weight(rows=np.ones(3))), ValueError, "weight: rows has size 3, the matrix"),
+        (
+            lambda W, m: truncate(m, 2, weight=Weight(rows=(np.ones(4), np.ones(6)))),
+            ValueError,
+            "weight: rows has site metrics of sizes (4, 6), the sites have (2, 3, 4); pass one of each size",
+        ),
+        (lambda W, m: Weight(cols=()), ValueError, "Weight: cols: got an empty tuple, expected one metric a site"),
+        (lambda W, m: Weight(cols=(np.ones(3), -np.ones(3))), ValueError, "Weight: cols: got a negative entry"),
+        (lambda W, m: Weight(cols=(np.ones(3), None)), TypeError, "Weight: cols: got NoneType, expected a numpy array"),
+    ],
+)
+def test_a_bad_call_is_refused(call, error, fragment):
+    W = np.random.default_rng(0).normal(size=(24, 24))
+    with pytest.raises(error) as caught:
+        call(W, mpo_decompose(W, SHAPE, 3))
+    assert type(caught.value) is error
+    assert fragment in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_the_backends_agree():
+    W = np.random.default_rng(0).normal(size=(12, 12))
+    shape, weight = ((2, 3, 2), (3, 2, 2)), Weight(cols=covariance(np.random.default_rng(1), 12, 2))
+    for metric in (None, weight):
+        errors = [
+            als_fit(array, mpo_decompose(array, shape, 2), weight=metric, sweeps=2).errors
+            for array in (array_of(W, backend, "float64") for backend in ("numpy", "torch", "jax"))
+        ]
+        assert np.allclose(errors[0], errors[1], rtol=1e-9)
+        assert np.allclose(errors[0], errors[2], rtol=1e-9)
+
+
+def test_it_is_a_value_of_mpos():
+    W = np.random.default_rng(0).normal(size=(24, 24))
+    assert isinstance(als_fit(W, mpo_decompose(W, SHAPE, 3)).train, MPO)
