@@ -12,11 +12,13 @@ from tnmpo import (
     MPO,
     EntropyFraction,
     MaxRank,
+    MPODecomposition,
     MPOShape,
     ParameterBudget,
     Tolerance,
     Weight,
     allot_ranks,
+    als_fit,
     bond_spectra,
     canonicalize,
     contraction_plan,
@@ -26,13 +28,16 @@ from tnmpo import (
     padded_size,
     plan_shape,
     plot,
+    search_shape,
     truncate,
+    tt_decompose,
 )
 
 W = np.random.default_rng(0).normal(size=(12, 18))
 SHAPE = ((2, 3, 2), (3, 3, 2))
 LOW_RANK = MPOShape.low_rank((12, 18))
 MPO_OF_W = mpo_decompose(W, SHAPE)
+TT_OF_W = tt_decompose(W)
 COVARIANCE = np.cov(np.random.default_rng(1).normal(size=(18, 40)))
 ones = np.ones
 
@@ -225,15 +230,49 @@ BAD_CALLS = [
     (weigh(cols=ones(12)), ValueError, "weight: cols has size 12, the matrix (12, 18) has 18 cols"),
     (weigh(rows=np.eye(18)), ValueError, "weight: rows has size 18, the matrix (12, 18) has 12 rows"),
     (weigh(rows=np.eye(12) + 0j), TypeError, "weight: rows is complex, the matrix float64; convert the matrix"),
-    (weigh(cols=COVARIANCE, shape=SHAPE), ValueError, "weight: got one with rows (2, 3, 2) and cols (3, 3, 2)"),
-    (weigh(cols=COVARIANCE, shape=((12,), (18,))), ValueError, "expected a low-rank shape; pass shape=tnmpo.MPOShape"),
+    (weigh(cols=(), shape=SHAPE), ValueError, "Weight: cols: got an empty tuple, expected one metric a site"),
+    (weigh(cols=(ones(18), [1.0]), shape=SHAPE), TypeError, "Weight: cols: got list, expected a numpy array"),
+    (
+        weigh(cols=(ones(3), ones(2), ones(3)), shape=SHAPE),
+        ValueError,
+        "weight: cols has site metrics of sizes (3, 2, 3), the sites have (3, 3, 2); pass one of each size",
+    ),
+    (weigh(cols=(ones(3), ones(7)), shape=SHAPE), ValueError, "weight: cols has size 3 x 7, the matrix"),
     (weigh(COVARIANCE), TypeError, "weight: got ndarray, expected tnmpo.Weight(rows=..., cols=...)"),
     (
         lambda: mpo_decompose(W, LOW_RANK, weight=Weight(cols=ones(12))),
         ValueError,
         "weight: cols has size 12, the matrix (12, 18) has 18 cols",
     ),
-    (lambda: truncate(MPO_OF_W, 3, weight=Weight(cols=ones(18))), ValueError, "expected a low-rank shape"),
+    (lambda: truncate(TT_OF_W, 2, weight=Weight(cols=ones(18))), TypeError, "train: got TT, expected a tnmpo.MPO;"),
+    (lambda: als_fit(W, W), TypeError, "initial: got ndarray, expected a tnmpo.MPO or a tnmpo.TT"),
+    (lambda: als_fit(W[:, :6], MPO_OF_W), ValueError, "target: got shape (12, 6), expected (12, 18), that of initial"),
+    (lambda: als_fit([[1.0]], MPO_OF_W), TypeError, "target: got list, expected a numpy array"),
+    (lambda: als_fit(W * 1j, MPO_OF_W), TypeError, "target: got complex128, initial has float64; make initial complex"),
+    (lambda: als_fit(torch.ones(12, 18), MPO_OF_W), TypeError, "target: got Tensor, initial has ndarray; convert one"),
+    (lambda: als_fit(TT_OF_W, MPO_OF_W), TypeError, "target: got TT, expected a tnmpo.MPO;"),
+    (
+        lambda: als_fit(mpo_decompose(W, ((3, 4), (9, 2))), MPO_OF_W),
+        ValueError,
+        "target: got sites ((3, 9), (4, 2)), initial has ((2, 3), (3, 3), (2, 2)); both need the same",
+    ),
+    (lambda: als_fit(W, MPO_OF_W, sweeps=0), ValueError, "sweeps: got 0, expected a positive integer"),
+    (lambda: als_fit(W, MPO_OF_W, tolerance=1.0), ValueError, "tolerance: got 1.0, expected a number from 0 to below"),
+    (lambda: als_fit(W, MPO_OF_W, weight=ones(3)), TypeError, "weight: got ndarray, expected tnmpo.Weight(rows=..."),
+    (lambda: search_shape(W), ValueError, "search_shape: got neither of ratio and tol, expected one"),
+    (lambda: search_shape(W, ratio=0.5, tol=0.1), ValueError, "search_shape: got both of ratio and tol, expected one"),
+    (lambda: search_shape(W[0], ratio=0.5), ValueError, "W: got 1 axes, expected a matrix (rows, columns)"),
+    (lambda: search_shape(W, ratio=-1), ValueError, "ratio: got -1, expected a number above 0, of the dense"),
+    (lambda: search_shape(W, ratio="half"), ValueError, "ratio: got 'half', expected a number above 0, of the dense"),
+    (lambda: search_shape(W, tol=-1), ValueError, "Tolerance: got -1, expected a finite number >= 0"),
+    (lambda: search_shape(W, ratio=0.01), ValueError, "ratio: got 0.01, 2 parameters; the smallest rank-one MPO"),
+    (
+        lambda: search_shape(W, ratio=0.5, weight=Weight(cols=ones(7))),
+        ValueError,
+        "weight: cols has size 7, the matrix (12, 18) has 18 cols; pass a metric of that size",
+    ),
+    (lambda: MPODecomposition(3).fit_transform(W[0]), ValueError, "W: got 1 axes, expected a matrix"),
+    (lambda: MPODecomposition(0).fit(W), ValueError, "rank: got 0, expected a positive integer"),
     (lambda: Weight().norm([1.0]), TypeError, "matrix: got list, expected a numpy array"),
     (lambda: Weight().norm(ones(3)), ValueError, "matrix: got 1 axes, expected two (rows, columns)"),
     # entropies

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import jax
 import numpy as np
 import pytest
 
-from tnmpo import MPOShape, Sketch, Tolerance, randomized_decompose, stream_decompose
+from tnmpo import MPOShape, Sketch, Tolerance, randomized_decompose, randomized_tt_decompose, stream_decompose
 
 W = np.random.default_rng(0).normal(size=(16, 24))
 SHAPE = ((4, 4), (4, 6))
@@ -31,10 +30,6 @@ class Shrinking:
         return W[rows][:3]
 
 
-def jax_gradient():
-    return jax.grad(lambda matrix: randomized_decompose(matrix, SHAPE, 2).cores[0].sum())(jax.numpy.asarray(W))
-
-
 KNOWN = [
     (lambda rank=rank, verb=verb: verb(W, SHAPE, rank), TypeError, f"rank: got {shown}, expected an int, a tuple or")
     for verb in (randomized_decompose, stream_decompose)
@@ -56,6 +51,8 @@ BOTH = [
         (lambda verb=verb: verb(W, ((4, 4), (4, 4)), 2), ValueError, "shape: rows (4, 4) and cols (4, 4) make a"),
         (lambda verb=verb: verb(W, 7, 2), TypeError, "shape: got 7, expected (rows, columns)"),
         (lambda verb=verb: verb(W, SHAPE, 2, center=2), ValueError, "center: got 2, expected a site index from 0 to 1"),
+        (lambda verb=verb: verb(W, SHAPE, 2, seed=None), TypeError, "seed: got None, expected an integer >= 0"),
+        (lambda verb=verb: verb(W, SHAPE, 2, seed=-1), ValueError, "seed: got -1, expected an integer >= 0"),
         (lambda verb=verb: verb(W, SHAPE, 2, sketch=3), TypeError, "sketch: got 3, expected a tnmpo.Sketch"),
     ]
 ]
@@ -65,14 +62,19 @@ BAD_CALLS = [
     (lambda: Sketch(-1), ValueError, "oversampling: got -1, expected an integer >= 0"),
     (lambda: Sketch(2.0), TypeError, "oversampling: got 2.0, expected an integer >= 0"),
     (lambda: Sketch(power_iterations=True), TypeError, "power_iterations: got True, expected an integer >= 0"),
-    (lambda: Sketch(seed=None), TypeError, "seed: got None, expected an integer >= 0"),
     # the matrix in memory
     (lambda: randomized_decompose([[1.0]], SHAPE, 2), TypeError, "W: got list, expected a numpy array"),
     (lambda: randomized_decompose(W[0], SHAPE, 2), ValueError, "W: got 1 axes, expected a matrix"),
     (lambda: randomized_decompose(W.astype(int), SHAPE, 2), TypeError, "W: got dtype int64, expected one of"),
     (lambda: randomized_decompose(spoilt(3), SHAPE, 2), ValueError, "W: got NaN or Inf among its entries"),
     (lambda: randomized_decompose(spoilt(3, 1e308), SHAPE, 2), ValueError, "W: got entries up to 1e+308, whose norm"),
-    (jax_gradient, TypeError, "W: got a jax array under jax.grad, expected values; use tnmpo.mpo_decompose"),
+    # the tensor
+    (lambda: randomized_tt_decompose([1.0], 2), TypeError, "tensor: got list, expected a numpy array"),
+    (lambda: randomized_tt_decompose(np.float64(3.0), 2), ValueError, "tensor: got a scalar, expected at least one"),
+    (lambda: randomized_tt_decompose(spoilt(3), 2), ValueError, "tensor: got NaN or Inf among its entries"),
+    (lambda: randomized_tt_decompose(W, 0.5), TypeError, "rank: got 0.5, expected an int, a tuple or"),
+    (lambda: randomized_tt_decompose(W, (17,)), ValueError, "rank: got 17 for bond 1, whose full bond is 16"),
+    (lambda: randomized_tt_decompose(W, 2, seed=-1), ValueError, "seed: got -1, expected an integer >= 0"),
     # the source
     (lambda: stream_decompose(7, SHAPE, 2), TypeError, "source: got int, expected an array-like with a shape and row"),
     (lambda: stream_decompose("W.npy", SHAPE, 2), TypeError, "source: got str, expected an array-like with a shape"),

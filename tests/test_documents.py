@@ -22,6 +22,7 @@ MODULES = sorted(
     {info.name for package in PACKAGES for info in pkgutil.walk_packages(package.__path__, f"{package.__name__}.")}
     | {package.__name__ for package in PACKAGES}
 )
+PAGES = [page for page in (ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))) if "```python" in page.read_text()]
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 
 
@@ -41,13 +42,13 @@ def test_every_public_function_has_examples(name):
     assert examples or name in {"ContractionPlan", "RankPolicy", "Truncation"}
 
 
-def test_the_readmes_blocks_run_in_order(tmp_path, monkeypatch):
-    blocks = re.findall(r"^```python\n(.*?)^```", (ROOT / "README.md").read_text(), re.MULTILINE | re.DOTALL)
-    assert blocks
+@pytest.mark.parametrize("page", PAGES, ids=[page.name for page in PAGES])
+def test_the_blocks_of_a_page_run_in_order(page, tmp_path, monkeypatch):
+    blocks = re.findall(r"^```python\n(.*?)^```", page.read_text(), re.MULTILINE | re.DOTALL)
     monkeypatch.chdir(tmp_path)
-    namespace = {"__name__": "readme"}
+    namespace = {"__name__": page.stem}
     for number, block in enumerate(blocks, start=1):
-        exec(compile(block, f"README.md, block {number}", "exec"), namespace)
+        exec(compile(block, f"{page.name}, block {number}", "exec"), namespace)
 
 
 def test_the_notebooks_run(tmp_path):

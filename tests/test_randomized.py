@@ -25,12 +25,22 @@ from strategies import (
     unfolding,
 )
 
-from tnmpo import MaxRank, MPOShape, Sketch, is_canonical, mpo_decompose, randomized_decompose
+from tnmpo import (
+    TT,
+    MaxRank,
+    MPOShape,
+    Sketch,
+    is_canonical,
+    mpo_decompose,
+    randomized_decompose,
+    randomized_tt_decompose,
+)
 
 MANY = settings(max_examples=150)
 SHAPE = MPOShape((4, 4, 4), (4, 4, 4))
 
-sketches = st.builds(Sketch, st.integers(0, 4), st.integers(0, 3), st.integers(0, 9))
+sketches = st.builds(Sketch, st.integers(0, 4), st.integers(0, 3))
+seeds = st.integers(0, 9)
 
 
 def side(cores, right=False):
@@ -77,11 +87,11 @@ def assert_certified(mpo, case, ranks):
 
 
 @MANY
-@given(cases(), sketches, st.data())
-def test_the_error_is_exact_and_the_bounds_hold(case: Case, sketch, data):
+@given(cases(), sketches, seeds, st.data())
+def test_the_error_is_exact_and_the_bounds_hold(case: Case, sketch, seed, data):
     ranks = data.draw(exact_ranks(case.shape))
     center = data.draw(st.none() | st.integers(0, case.shape.order - 1))
-    mpo = randomized_decompose(case.W, case.shape, ranks, sketch=sketch, center=center)
+    mpo = randomized_decompose(case.W, case.shape, ranks, seed=seed, sketch=sketch, center=center)
     assert mpo.center == (case.shape.order // 2 if center is None else center)
     error, optimum = assert_certified(mpo, case, ranks)
     assert error >= optimum - case.slack
@@ -111,7 +121,7 @@ def low_rank(rng, shape, rank, dtype="float64"):
 def test_a_matrix_of_these_ranks_is_found_again(dtype, backend, seed, iterations):
     shape = MPOShape((3, 4, 2, 5), (4, 2, 4, 3))
     dense = low_rank(np.random.default_rng(seed), shape, 3, dtype)
-    mpo = randomized_decompose(array_of(dense, backend, dtype), shape, 3, sketch=Sketch(2, iterations, seed))
+    mpo = randomized_decompose(array_of(dense, backend, dtype), shape, 3, seed=seed, sketch=Sketch(2, iterations))
     assert mpo.ranks == (1, 3, 3, 3, 1)
     assert norm(dense - dense_of(mpo.cores)) <= SLACK[dtype] * norm(dense)
     assert mpo.truncation.error <= SLACK[dtype] * norm(dense)
@@ -139,7 +149,7 @@ def test_it_comes_near_the_exact_sweep(shape, decay):
     means = []
     for iterations in (0, 2):
         errors = [
-            randomized_decompose(dense, shape, 8, sketch=Sketch(5, iterations, seed)).truncation.error / exact
+            randomized_decompose(dense, shape, 8, seed=seed, sketch=Sketch(5, iterations)).truncation.error / exact
             for seed in range(20)
         ]
         means.append(np.mean(errors))
@@ -156,7 +166,8 @@ def test_a_spectrum_of_known_tail_is_within_the_theorem():
     dense, rank, over = (u * values) @ v, 6, 6
     shape = MPOShape.low_rank((80, 80))
     errors = [
-        randomized_decompose(dense, shape, rank, sketch=Sketch(over, 0, seed)).truncation.error for seed in range(40)
+        randomized_decompose(dense, shape, rank, seed=seed, sketch=Sketch(over, 0)).truncation.error
+        for seed in range(40)
     ]
     assert np.mean(errors) <= math.sqrt(1 + rank / (over - 1)) * norm(values[rank:])
 
@@ -168,7 +179,7 @@ def test_a_seed_gives_the_same_result_on_every_backend(dtype):
     found = {}
     for backend in BACKENDS:
         W = array_of(dense, backend, dtype)
-        once, again, other = (randomized_decompose(W, SHAPE, 6, sketch=Sketch(4, seed=s)) for s in (1, 1, 2))
+        once, again, other = (randomized_decompose(W, SHAPE, 6, seed=s, sketch=Sketch(4)) for s in (1, 1, 2))
         assert all(np.array_equal(numpy_of(a), numpy_of(b)) for a, b in zip(once.cores, again.cores, strict=True))
         assert norm(dense_of(once.cores) - dense_of(other.cores)) > 1e-6
         found[backend] = once
@@ -204,6 +215,65 @@ def test_half_precision_counts_its_rounding(backend, dtype):
     assert mpo.truncation.relative_error == pytest.approx(mpo.truncation.error / norm(numpy_of(W)), rel=1e-5)
 
 
-def test_a_parameter_is_decomposed_without_a_derivative():
-    weight = torch.nn.Parameter(torch.randn(64, 64, dtype=torch.float64))
-    assert not any(core.requires_grad for core in randomized_decompose(weight, SHAPE, 4).cores)
+# ---------------------------------------------------------------------------------------------------------------------
+# Tensors, and derivatives
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+@MANY
+@given(cases(), sketches, seeds, st.data())
+def test_of_a_tensor_the_error_is_exact_too(case: Case, sketch, seed, data):
+    """A TT is the MPO of the tensor as one long column."""
+    ranks, sizes = data.draw(exact_ranks(case.shape)), case.shape.site_sizes
+    center = data.draw(st.none() | st.integers(0, case.shape.order - 1))
+    tt = randomized_tt_decompose(case.W.reshape(sizes), ranks, seed=seed, sketch=sketch, center=center)
+    assert (type(tt), tt.shape, tt.ranks) == (TT, sizes, (1, *ranks, 1))
+    assert is_canonical(tt)
+    assert {dtype_of(core) for core in tt.cores} == {case.dtype}
+    assert {backend_of(core) for core in tt.cores} == {case.backend}
+    column = MPOShape(sizes, (1,) * len(sizes))
+    found = dense_of([core.reshape((core.shape[0], -1, 1, core.shape[2])) for core in tt.cores])
+    dense = case.dense.reshape(-1, 1)
+    assert abs(tt.truncation.error - norm(dense - found)) <= case.slack
+    mpo = randomized_decompose(case.W.reshape((-1, 1)), column, ranks, seed=seed, sketch=sketch, center=center)
+    assert abs(tt.truncation.error - mpo.truncation.error) <= case.slack
+    assert tt.truncation.lower_bound <= tt.truncation.error + case.slack
+
+
+# jax compiles every step anew for every dtype, shape and center
+CUBE, PAIR = (MPOShape((3, 3, 3), (3, 3, 3)), (4, 3)), (MPOShape((4, 2), (2, 4)), (3,))
+DIFFERENTIATED = [("torch", dtype, *CUBE, center) for dtype in ("float64", "complex128") for center in (0, 2)]
+DIFFERENTIATED += [("jax", "complex128", *PAIR, 1)] * ("jax" in BACKENDS)
+
+
+@pytest.mark.parametrize(("backend", "dtype", "shape", "ranks", "center"), DIFFERENTIATED)
+def test_derivatives_pass(backend, dtype, shape, ranks, center):
+    """Along random directions, against central differences of the numpy values."""
+    rng = np.random.default_rng(7)
+    sketch = Sketch(2, 1)
+
+    def gaussian():
+        real = rng.normal(size=shape.matrix_shape)
+        return real if dtype == "float64" else real + 1j * rng.normal(size=shape.matrix_shape)
+
+    dense, weights = gaussian(), gaussian()
+
+    def inner(W):
+        mpo = randomized_decompose(W, shape, ranks, sketch=sketch, center=center)
+        return (like_of(weights.conj(), W) * mpo.to_matrix()).sum().real
+
+    def like_of(values, W):
+        return values if isinstance(W, np.ndarray) else array_of(values, backend, dtype)
+
+    W = array_of(dense, backend, dtype)
+    if backend == "torch":
+        (gradient,) = torch.autograd.grad(inner(W.requires_grad_()), W)
+        gradient = numpy_of(gradient)
+    else:
+        import jax
+
+        gradient = numpy_of(jax.grad(inner)(W)).conj()  # jax's are the conjugates
+    for _ in range(4):
+        direction = gaussian()
+        change = (inner(dense + 1e-6 * direction) - inner(dense - 1e-6 * direction)) / 2e-6
+        assert np.sum(gradient.conj() * direction).real == pytest.approx(change, rel=1e-6)

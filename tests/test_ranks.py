@@ -4,24 +4,30 @@ from __future__ import annotations
 
 import itertools
 import math
+from fractions import Fraction
 
 import numpy as np
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from strategies import feasible
+from strategies import cases, dense_spectra, exact_ranks, feasible
 
-from tnmpo import EntropyFraction, MaxRank, ParameterBudget, Tolerance, allot_ranks, mpo_decompose
+from tnmpo import (
+    EntropyFraction,
+    MaxRank,
+    MPOShape,
+    ParameterBudget,
+    Tolerance,
+    allot_ranks,
+    mpo_decompose,
+    truncate,
+)
+from tnmpo._allot import RankChoice
 
 
 def n_parameters(sizes, ranks):
     return sum(left * size * right for left, size, right in zip(ranks, sizes, ranks[1:], strict=False))
-
-
-def lost(spectra, ranks):
-    """The squared upper bound."""
-    return sum(float(np.sum(np.square(s[r:]))) for s, r in zip(spectra, ranks[1:-1], strict=True))
 
 
 @pytest.mark.parametrize(
@@ -105,26 +111,107 @@ def test_equal_costs_make_the_greedy_choice_optimal(train_spectra, extra):
     assert math.isclose(actual, expected, abs_tol=1e-9)
 
 
-@given(st.integers(0, 10**6), st.floats(0, 1.1))
-def test_bonds_that_share_cores(seed, share):
-    """Longer trains: within the budget, nothing left for any single bond, close to the best."""
-    rng = np.random.default_rng(seed)
-    W = rng.normal(size=(12, 12)) * np.logspace(0, -rng.integers(0, 4), 12)
-    mpo = mpo_decompose(W, ((2, 3, 2), (3, 2, 2)), 1)
-    spectra, sizes = mpo.truncation.spectra, mpo.shape.site_sizes
-    full = mpo.shape.full_ranks
+def estimate(spectra, ranks):
+    """The squared relative error if the cuts of different bonds are independent: 1 - prod w_k."""
+    kept = [np.sum(np.square(s[:r])) / np.sum(np.square(s)) for s, r in zip(spectra, ranks[1:-1], strict=True)]
+    return 1 - math.prod(kept)
+
+
+def every_ranks(shape):
+    inner = itertools.product(*(range(1, full + 1) for full in shape.full_ranks[1:-1]))
+    return [ranks for r in inner if feasible(ranks := (1, *r, 1), shape.site_sizes)]
+
+
+@given(cases(2, 5, dtypes=("float64", "complex64"), backends=("numpy",)), st.floats(0, 1.1))
+def test_a_budget_is_kept_and_leaves_nothing_for_any_single_bond(case, share):
+    sizes, full = case.shape.site_sizes, case.shape.full_ranks
+    spectra = dense_spectra(case.dense, case.shape)
     budget = sum(sizes) + round(share * (n_parameters(sizes, full) - sum(sizes)))
     (ranks,) = allot_ranks([spectra], [sizes], budget)
     assert n_parameters(sizes, ranks) <= budget
     assert feasible(ranks, sizes)
-    for bond in (1, 2):
+    for bond in range(1, len(sizes)):
         raised = (*ranks[:bond], ranks[bond] + 1, *ranks[bond + 1 :])
         assert raised[bond] > full[bond] or not feasible(raised, sizes) or n_parameters(sizes, raised) > budget
-    every = [(1, a, b, 1) for a in range(1, full[1] + 1) for b in range(1, full[2] + 1)]
-    fitting = [r for r in every if feasible(r, sizes) and n_parameters(sizes, r) <= budget]
-    best, rank_one = min(lost(spectra, r) for r in fitting), lost(spectra, (1, 1, 1, 1))
-    # a heuristic, but never more than half of the way from the best ranks to rank one
-    assert lost(spectra, ranks) <= best + 0.5 * (rank_one - best) + 1e-12
+
+
+@given(st.integers(0, 10**6), st.floats(0, 1.1))
+def test_the_estimate_is_close_to_its_least(seed, share):
+    rng = np.random.default_rng(seed)
+    shape = MPOShape((2, 3, 2), (3, 2, 2))
+    W = rng.normal(size=(12, 12)) * np.logspace(0, -rng.integers(0, 4), 12)
+    spectra = dense_spectra(W, shape)
+    least = sum(shape.site_sizes)
+    budget = least + round(share * (shape.n_parameters(shape.full_ranks) - least))
+    (ranks,) = allot_ranks([spectra], [shape.site_sizes], budget)
+    best = min(estimate(spectra, r) for r in every_ranks(shape) if shape.n_parameters(r) <= budget)
+    # a heuristic, but never more than a third of the way from the best ranks to rank one
+    assert estimate(spectra, ranks) <= best + (estimate(spectra, (1, 1, 1, 1)) - best) / 3 + 1e-12
+
+
+def small_matrices(decay, count, rows, cols):
+    """Random matrices with the singular values exp(-decay k)."""
+    rng = np.random.default_rng(0)
+    for _ in range(count):
+        u, s, vh = np.linalg.svd(rng.normal(size=(rows, cols)), full_matrices=False)
+        yield (u * np.exp(-decay * np.arange(len(s)))) @ vh
+
+
+def excesses(matrices, shape, shares):
+    """How much larger the true error of ``ParameterBudget`` is than that of the best ranks, relative to the latter."""
+    for W in matrices:
+        mpo = mpo_decompose(W, shape)
+        errors = {ranks: truncate(mpo, ranks).truncation.error for ranks in every_ranks(shape)}
+        for budget in (math.floor(share * W.size) for share in shares):
+            best = min(error for ranks, error in errors.items() if shape.n_parameters(ranks) <= budget)
+            yield errors[truncate(mpo, ParameterBudget(budget)).ranks] / best - 1
+
+
+@pytest.mark.parametrize(
+    ("shape", "decay", "mean", "largest"),
+    [
+        (MPOShape((2, 3, 2), (2, 3, 2)), 0.0, 0.0073, 0.09),
+        (MPOShape((2, 3, 2), (2, 3, 2)), 0.3, 0.015, 0.106),
+        (MPOShape((2, 3, 2), (2, 3, 2)), 1.0, 0.011, 0.108),
+        (MPOShape((2, 2, 2, 2), (2, 2, 2, 2)), 0.3, 0.041, 0.152),
+    ],
+)
+def test_the_gap_to_the_best_ranks(shape, decay, mean, largest):
+    """Measured with numpy's generator of seed 0, with a tenth of headroom; see ``docs/ranks.md``."""
+    found = list(excesses(small_matrices(decay, 10, *shape.matrix_shape), shape, (0.4, 0.5, 0.6, 0.7, 0.8, 0.9)))
+    assert min(found) >= -1e-9
+    assert np.mean(found) <= mean
+    assert max(found) <= largest
+
+
+@given(st.lists(spectra_of_length.filter(lambda s: s[0] > 0), min_size=1, max_size=4), st.data())
+def test_what_a_cut_adds_to_the_estimate(spectra, data):
+    """The growth of ``N (1 - prod w_k)`` between two choices of ranks, also far below the rounding of its values."""
+    lower, upper = ((1, *(data.draw(st.integers(1, len(s))) for s in spectra), 1) for _ in range(2))
+    lower, upper = tuple(map(min, lower, upper)), tuple(map(max, lower, upper))
+    spectra = [s / np.linalg.norm(s) for s in spectra]
+    kept = [[sum(Fraction(x) ** 2 for x in s[: r[k + 1]]) for k, s in enumerate(spectra)] for r in (lower, upper)]
+    choice = RankChoice(spectra, (100,) * (len(spectra) + 1), scale=1.0)
+    growth = choice.error2_between(lower, upper)
+    assert math.isclose(growth, math.prod(kept[1]) - math.prod(kept[0]), rel_tol=1e-12, abs_tol=1e-300)
+    # of one bond it is the discarded weight, to the last digit: low-rank shapes are dealt by that
+    if len(spectra) == 1:
+        assert growth == choice.weight_between(lower, upper)
+
+
+def test_a_deep_cut_spares_no_bond_at_the_cost_of_another():
+    """Two flat bonds that share a core: the sum of their discarded weights would be least at very unequal ranks."""
+    flat = np.ones(64)
+    (ranks,) = allot_ranks([[flat, flat]], [(64, 4, 64)], 2 * 64 * 16 + 4 * 16 * 16)
+    assert ranks == (1, 16, 16, 1)
+
+
+def test_bonds_around_a_unit_site_are_one_cut():
+    """U M V loses what U V loses, not twice that, so it is dealt the same share (but for the few entries of M)."""
+    spectrum = np.exp(-0.1 * np.arange(40))
+    plain, core = allot_ranks([[spectrum], [spectrum, spectrum]], [(500, 500), (500, 1, 500)], 40 * 1000)
+    assert core[1] == core[2]
+    assert abs(plain[1] - core[1]) <= 1
 
 
 def test_one_budget_goes_where_the_weight_is():
@@ -157,9 +244,47 @@ def test_fractions_that_binary_misses_by_a_hair():
     assert mpo_decompose(W, ((5, 2), (5, 2)), np.float32(0.58)).n_parameters <= 58
 
 
-def test_anything_with_a_choose_is_a_policy():
-    class Half:
-        def choose(self, spectra, sizes):
-            return (1, *(len(s) // 2 for s in spectra), 1)
+class Half:
+    def choose(self, spectra, sizes):
+        return (1, *(len(s) // 2 for s in spectra), 1)
 
+
+def test_anything_with_a_choose_is_a_policy():
     assert mpo_decompose(np.eye(12), ((3, 4), (3, 4)), Half()).ranks == (1, 4, 1)
+
+
+policies = st.one_of(
+    st.integers(1, 9),
+    st.floats(1.0, 1.5),
+    st.builds(MaxRank, st.integers(4, 9), multiple_of=st.integers(1, 4)),
+    st.builds(Tolerance, st.floats(0, 1)),
+    st.builds(EntropyFraction, st.floats(0.1, 1)),
+)
+
+
+@given(cases(1, 5, dtypes=("float64",), backends=("numpy",)), policies, policies, policies, st.data())
+def test_both_of_two_is_the_smaller_rank_at_every_bond(case, first, second, third, data):
+    def ranks(rank):
+        return mpo_decompose(case.W, case.shape, rank).ranks
+
+    exact = data.draw(exact_ranks(case.shape))
+    tolerance = Tolerance(data.draw(st.floats(0, 1)))
+    both = ranks(tolerance & first)
+    assert both == ranks(first & tolerance) == tuple(map(min, ranks(tolerance), ranks(first)))
+    assert feasible(both, case.shape.site_sizes)
+    assert ranks(tolerance & tolerance) == ranks(tolerance)
+    assert ranks(tolerance & exact) == ranks(exact & tolerance) == tuple(map(min, ranks(tolerance), (1, *exact, 1)))
+    assert ranks((tolerance & second) & third) == ranks(second & (third & tolerance))
+
+
+def test_what_combines():
+    W = np.random.default_rng(0).normal(size=(12, 12))
+    shape = ((3, 4), (3, 4))
+    assert mpo_decompose(W, shape, Half() & Tolerance(0)).ranks == (1, 4, 1)
+    assert mpo_decompose(W, shape, Tolerance(0) & Half()).ranks == (1, 4, 1)
+    assert mpo_decompose(W, shape, Tolerance(0) & "same").ranks == (1, 5, 1)
+    assert mpo_decompose(W, shape, Tolerance(0) & 0.7).ranks == (1, 4, 1)
+    assert mpo_decompose(W, shape, np.int64(3) & MaxRank(7)).ranks == (1, 3, 1)
+    assert repr(Tolerance(0.1) & 8) == "Tolerance(relative=0.1) & MaxRank(rank=8, multiple_of=1)"
+    assert Tolerance(0.1) & 8 == Tolerance(0.1) & MaxRank(8)
+    assert len({Tolerance(0.1) & 8, Tolerance(0.1) & MaxRank(8)}) == 1

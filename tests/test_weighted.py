@@ -24,7 +24,7 @@ from strategies import (
     numpy_of,
 )
 
-from tnmpo import MPOShape, ParameterBudget, Tolerance, Weight, is_canonical, mpo_decompose, truncate
+from tnmpo import MaxRank, MPOShape, ParameterBudget, Tolerance, Weight, is_canonical, mpo_decompose, truncate
 
 MANY = settings(max_examples=100)
 FEW = settings(max_examples=30)
@@ -211,3 +211,36 @@ def test_half_precision(dtype):
         exact = norm(weigh(numpy_of(W) - dense_of(mpo.cores), weight))
         assert mpo.truncation.error == pytest.approx(exact, rel=1e-4)
         assert mpo.truncation.relative_error == pytest.approx(exact / weight.norm(W), rel=1e-4)
+
+
+def real_looking(rng, rows, cols, decay=0.05):
+    """A matrix and an input covariance whose spectra fall as those of trained layers do."""
+    basis = np.linalg.qr(rng.normal(size=(cols, cols)))[0]
+    covariance = (basis * np.exp(-2 * decay * np.arange(cols))) @ basis.T
+    W = rng.normal(size=(rows, cols)) * np.exp(-decay * np.arange(cols))
+    return W, Weight(cols=covariance)
+
+
+def test_a_bond_between_all_rows_and_all_columns_has_the_weighted_spectrum():
+    W, weight = real_looking(np.random.default_rng(3), 24, 36)
+    shape = MPOShape((4, 6, 1, 1), (1, 1, 6, 6))
+    record = mpo_decompose(W, shape, 10, weight=weight).truncation
+    truth = np.linalg.svd(weigh(W, weight), compute_uv=False)
+    np.testing.assert_allclose(record.spectra[1], truth, rtol=1e-10, atol=1e-12 * truth[0])
+
+
+def test_both_factors_cut_into_sites_keep_what_low_rank_keeps():
+    W, weight = real_looking(np.random.default_rng(4), 24, 36)
+    low_rank = mpo_decompose(W, MPOShape.low_rank(W.shape), 8, weight=weight)
+    further = mpo_decompose(W, MPOShape((4, 6, 1, 1), (1, 1, 6, 6)), (4, 8, 6), weight=weight)
+    assert further.truncation.error == pytest.approx(low_rank.truncation.error, rel=1e-9)
+
+
+@pytest.mark.parametrize("tolerance", [0.1, 0.3])
+def test_a_tolerance_in_a_metric_without_its_spectra_is_not_wasted(tolerance):
+    W, weight = real_looking(np.random.default_rng(5), 64, 64)
+    shape = MPOShape((4, 4, 4), (4, 4, 4))
+    mpo = mpo_decompose(W, shape, Tolerance(tolerance), weight=weight)
+    assert 0.75 * tolerance <= mpo.truncation.relative_error <= tolerance  # one rank less would lose too much
+    capped = mpo_decompose(W, shape, Tolerance(tolerance) & MaxRank(5), weight=weight)
+    assert capped.ranks == tuple(min(rank, 5) for rank in mpo.ranks)

@@ -42,7 +42,7 @@ def backend_of(tensor: Array, argument: str) -> Backend:
     ------
     TypeError
         If ``tensor`` is not an array of a known backend, one of its special kinds (numpy's matrices and masked
-        arrays, torch's sparse tensors), or a jax tracer without values, as inside ``jax.jit``.
+        arrays, torch's sparse tensors), or without values, as inside ``jax.jit`` and ``tf.function``.
     """
     layout = str(getattr(tensor, "layout", "torch.strided"))  # numpy arrays have none
     if isinstance(tensor, np.matrix | np.ma.MaskedArray) or layout != "torch.strided":
@@ -55,6 +55,11 @@ def backend_of(tensor: Array, argument: str) -> Backend:
                 raise TypeError(
                     f"{argument}: got a jax tracer without values, expected an array; bonds and gauges depend on "
                     "the values: call it outside jax.jit and jax.vmap (jax.grad is fine)"
+                )
+            if name == "tensorflow" and type(tensor).__name__ != "EagerTensor":
+                raise TypeError(
+                    f"{argument}: got a {type(tensor).__name__} of tensorflow, expected an eager tensor; bonds and "
+                    "gauges depend on the values: call it outside tf.function, and pass tf.convert_to_tensor(variable)"
                 )
             return _load(name)
     raise TypeError(
@@ -221,9 +226,18 @@ def peak(tensor: Array) -> float:
     No temporary of the tensor's size is made.
     """
     tensor = detach(tensor)
-    parts = [tensor.real, tensor.imag] if "complex" in dtype_name(tensor) else [tensor]
-    extremes = [abs(float(extreme)) for part in parts for extreme in (part.max(), part.min())]
+    extremes = [abs(float(extreme)) for part in parts_of(tensor) for extreme in (part.max(), part.min())]
     return float(np.max(extremes))  # unlike the builtin, numpy's does not lose a NaN
+
+
+def parts_of(tensor: Array) -> list[Array]:
+    """The real and the imaginary part of a complex tensor, a real one alone."""
+    if "complex" not in dtype_name(tensor):
+        return [tensor]
+    if hasattr(tensor, "real"):
+        return [tensor.real, tensor.imag]
+    package = sys.modules["tensorflow"]  # whose tensors are the only ones without
+    return [package.math.real(tensor), package.math.imag(tensor)]
 
 
 def to_numpy(tensor: Array) -> np.ndarray:

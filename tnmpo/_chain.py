@@ -13,16 +13,20 @@ Every step is written once, moving right; ``mirror`` turns it into the step that
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import numpy as np
 
-from ._backend import Array, adjoint, backend_of, cast, dtype_name, like, permute, to_numpy, transposed
+from ._backend import Array, adjoint, backend_of, cast, conj, dtype_name, like, peak, permute, to_numpy, transposed
 from ._bounds import l2_norm
 from ._contract import merge_order
 from ._factor import naming, thin_qr, thin_svd
 
 Cores = list[Array]
+Scaled = tuple[Array, int]  # a tensor and the power of two it is to be multiplied by
+
+_NEAR_ONE = 32  # binary digits, of which single precision has 126 on either side
 
 
 def mirror(cores: Sequence[Array]) -> Cores:
@@ -43,6 +47,27 @@ def contract(cores: Sequence[Array]) -> Array:
         product = left.reshape(-1, left.shape[2]) @ right.reshape(right.shape[0], -1)
         segments[first] = product.reshape(left.shape[0], -1, right.shape[2])
     return segments[0].reshape(-1)
+
+
+def left_part(cores: Sequence[Array], where: Array) -> Array:
+    """The dense part of a chain up to a site, (entries, r); 1 where there is none."""
+    part = where[:1, :1, 0] * 0 + 1
+    for core in cores:
+        part = extended_part(part, core)
+    return part
+
+
+def extended_part(part: Array, core: Array) -> Array:
+    """A dense left part, (entries, r), and one core more."""
+    return (part @ core.reshape(core.shape[0], -1)).reshape(-1, core.shape[2])
+
+
+def right_parts(cores: Sequence[Array], where: Array) -> list[Array]:
+    """The dense part of a chain from site k on, (r_k, entries), for k = 0 .. n; the last one is 1, as ``where`` is."""
+    parts = [where[:1, :1, 0] * 0 + 1]
+    for core in cores[::-1]:
+        parts.append((core.reshape(-1, core.shape[2]) @ parts[-1]).reshape(core.shape[0], -1))
+    return parts[::-1]
 
 
 def decompose(tensor: Array, sizes: Sequence[int], center: int) -> tuple[Cores, list[Array]]:
@@ -141,8 +166,66 @@ def orthogonalize_pair(core: Array, following: Array) -> Cores:
 
 
 def norm(cores: Sequence[Array]) -> float:
-    """The Frobenius norm of a train; nothing is squared but the entries of one core."""
-    return l2_norm(to_numpy(_qr_right(cores, len(cores) - 1)[-1]))
+    """The Frobenius norm of a train; nothing is squared but the entries of one core, brought around 1."""
+    mantissa, exponent = scaled_norm(cores)
+    return float(np.ldexp(float(to_numpy(mantissa)), exponent))
+
+
+def scaled_norm(cores: Sequence[Array]) -> Scaled:
+    """The Frobenius norm, with a derivative, as a scalar and the power of two that is missing in it."""
+    rest, exponent = around_one(cores[0])
+    for core in cores[1:]:
+        #  ▶━▶━●━●━●      the norm is that of what is right of the isometries
+        _, r = thin_qr(rest.reshape(-1, rest.shape[2]))
+        core, of_core = around_one(core)
+        rest, of_rest = around_one(_carry(r, core))
+        exponent += of_core + of_rest
+    squares = (rest * conj(rest)).real.sum()
+    return (backend_of(rest, "cores").sqrt(squares) if peak(squares) > 0 else squares), exponent
+
+
+def inner(one: Sequence[Array], other: Sequence[Array]) -> Scaled:
+    """``sum conj(one) * other``, as a scalar and the power of two that is missing in it.
+
+    Cost: O(sum_k d_k r s (r + s)).
+    """
+    exponent, overlap = 0, None
+    for bra, ket in zip(one, other, strict=True):
+        #  ┌●━●━●━        overlap: all sites so far summed over, open to one bond (r) of each train
+        #  └●━●━●━
+        bra, of_bra = around_one(bra)
+        ket, of_ket = around_one(ket)
+        left, size, right = ket.shape
+        pushed = ket if overlap is None else (overlap @ ket.reshape(left, -1)).reshape(-1, size, right)  # (r, d, s')
+        overlap = adjoint(bra.reshape(-1, bra.shape[2])) @ pushed.reshape(-1, right)  # (r', s')
+        overlap, of_overlap = around_one(overlap)
+        exponent += of_bra + of_ket + of_overlap
+    assert overlap is not None  # no train is without a core
+    return overlap[0, 0], exponent
+
+
+def hadamard(one: Sequence[Array], other: Sequence[Array]) -> Cores:
+    """The train of the entrywise product: every bond is the product of two."""
+    one, other, exponent = _pair_around_one(one, other)
+    products = []
+    for a, b in zip(one, other, strict=True):
+        product = a[:, None, :, :, None] * b[None, :, :, None, :]  # (r, s, d, r', s')
+        products.append(product.reshape(a.shape[0] * b.shape[0], a.shape[1], -1))
+    return spread(products, exponent)
+
+
+def compose(one: Sequence[Array], other: Sequence[Array]) -> Cores:
+    """The train of a matrix product, of four-way cores: every bond is the product of two."""
+    one, other, exponent = _pair_around_one(one, other)
+    products = []
+    for a, b in zip(one, other, strict=True):
+        r, i, j, r_next = a.shape
+        s, _, k, s_next = b.shape
+        left = permute(a, (0, 1, 3, 2)).reshape(-1, j)  # (r i r', j)
+        right = permute(b, (1, 0, 2, 3)).reshape(j, -1)  # (j, s k s')
+        product = permute((left @ right).reshape(r, i, r_next, s, k, s_next), (0, 3, 1, 4, 2, 5))
+        products.append(product.reshape(r * s, i, k, r_next * s_next))
+    return spread(products, exponent)
 
 
 def add(one: Sequence[Array], other: Sequence[Array]) -> Cores:
@@ -163,6 +246,44 @@ def add(one: Sequence[Array], other: Sequence[Array]) -> Cores:
 def distance(one: Sequence[Array], other: Sequence[Array]) -> float:
     """The Frobenius norm of the difference of two trains, exact to the resolution of their norms."""
     return norm(add(one, [-other[0], *other[1:]]))
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Scales: the norms of cores may differ by more than a dtype's range, though their product fits
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def around_one(tensor: Array) -> Scaled:
+    """``tensor / 2**exponent``, exactly, and the exponent: 0 where a product of three such tensors is in range."""
+    exponent = math.frexp(peak(tensor))[1]
+    return (shifted(tensor, -exponent), exponent) if abs(exponent) > _NEAR_ONE else (tensor, 0)
+
+
+def shifted(tensor: Array, exponent: int) -> Array:
+    """``tensor * 2**exponent``, in steps that are in range themselves."""
+    limit = 1022 if dtype_name(tensor) in ("float64", "complex128") else 126
+    while exponent:
+        step = max(-limit, min(limit, exponent))
+        tensor, exponent = tensor * 2.0**step, exponent - step
+    return tensor
+
+
+def spread(cores: Sequence[Array], exponent: int) -> Cores:
+    """The train times ``2**exponent``, of which every core takes an equal share."""
+    share, rest = divmod(exponent, len(cores))
+    return [shifted(core, share + (k < rest)) for k, core in enumerate(cores)]
+
+
+def all_around_one(cores: Sequence[Array]) -> tuple[Cores, int]:
+    """Every core ``around_one``, and the sum of the exponents."""
+    pairs = [around_one(core) for core in cores]
+    return [core for core, _ in pairs], sum(exponent for _, exponent in pairs)
+
+
+def _pair_around_one(one: Sequence[Array], other: Sequence[Array]) -> tuple[Cores, Cores, int]:
+    one, of_one = all_around_one(one)
+    other, of_other = all_around_one(other)
+    return one, other, of_one + of_other
 
 
 def _zeros(shape: tuple[int, ...], where: Array) -> Array:

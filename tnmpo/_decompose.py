@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 from . import _chain, _weighted
@@ -94,7 +95,7 @@ def mpo_decompose(
         if weight is None or rank is None:
             return _decomposed(interleaved(working(W), frame), frame, rank, center, W)
         if shape.is_low_rank:
-            return cut_low_rank(_weighted.of_matrix(W, weight), frame, rank, center, W, weight)
+            return cut_low_rank(partial(_weighted.of_matrix, W), frame, rank, center, W, weight)
         cores, _ = _chain.decompose(interleaved(double(W), frame), shape.site_sizes, center)
         return cut_weighted(cores, frame, rank, center, W, weight)
 

@@ -19,7 +19,7 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import cache
 from typing import Any
@@ -45,17 +45,21 @@ from ._backend import (
     resolution,
 )
 
+_ONLY_FIRST = "gradient: got a second derivative of a decomposition, expected a first one; no others exist"
+
 Split = tuple[Array, Array, Array]  # basis, spectrum, rest
+Rank = int | Callable[[Array], int] | None  # a number, or what chooses it from the spectrum; None is all
 
 
-def thin_svd(matrix: Array, rank: int | None = None) -> Split:
+def thin_svd(matrix: Array, rank: Rank = None) -> Split:
     """Split ``matrix = basis @ rest`` with ``basis`` the left singular vectors.
 
     Parameters
     ----------
     matrix : (m, n) array
-    rank : int, optional
-        Keep so many directions; by default all ``k = min(m, n)``.
+    rank : int or function of the spectrum, optional
+        Keep so many directions; by default all ``k = min(m, n)``. Whoever keeps fewer says so here: the derivative of
+        all directions is not that of some of them.
 
     Returns
     -------
@@ -78,9 +82,8 @@ def thin_svd(matrix: Array, rank: int | None = None) -> Split:
     if is_jax_tracer(matrix):
         return _jax_functions()[0](matrix, rank)
     if getattr(matrix, "requires_grad", False):
-        return _torch_functions()[0].apply(matrix, rank)[:3]
-    basis, spectrum, rest = _split(matrix)
-    return basis[:, :rank], spectrum, rest[:rank]
+        return _torch_functions()[0].apply(matrix, rank)
+    return _kept(_split(matrix), rank)
 
 
 def thin_qr(matrix: Array) -> tuple[Array, Array]:
@@ -124,6 +127,12 @@ def _split(given: Array) -> Split:
     name = dtype_name(given)
     spectrum = cast(spectrum * scale, real_dtype(name))
     return like(cast(basis, name), given), like(spectrum, given), like(cast(rest * scale, name), given)
+
+
+def _kept(parts: Split, rank: Rank) -> Split:
+    basis, spectrum, rest = parts
+    rank = rank(spectrum) if callable(rank) else rank
+    return basis[:, :rank], spectrum, rest[:rank]
 
 
 def _qr(given: Array) -> tuple[Array, Array]:
@@ -249,16 +258,17 @@ def _attempt(driver: Callable[[], tuple[Array, ...]]) -> tuple[Array, ...] | Non
 # ---------------------------------------------------------------------------------------------------------------------
 
 
-def _svd_adjoint(parts: Split, rank: int, from_basis: Array, from_spectrum: Array, from_rest: Array) -> Array:
+def _svd_adjoint(parts: Sequence[Array], from_basis: Array, from_spectrum: Array, from_rest: Array) -> Array:
     """The gradient for the matrix, from those for the kept basis, the whole spectrum and the kept rest.
 
     Every gradient g is the one for which ``d loss = Re <g, d value>``.
     """
     u, s, f = parts  # all of them, (m, k), (k,), (k, n)
+    rank = from_basis.shape[1]
     backend = backend_of(u, "matrix")
     unit = s[0] if peak(s[:1]) > 0 else s[0] + 1
     s, f = s / unit, f / unit  # squares are taken: at any scale they stay in range
-    floor = len(s) * resolution(s)
+    floor = _floor(s)
     per_value = from_spectrum * _inverse(backend, s, floor)
     gradient = u[:, :rank] @ from_rest + u @ (per_value[:, None] * f)
     if rank < len(s):
@@ -281,7 +291,7 @@ def _qr_adjoint(q: Array, r: Array, from_q: Array, from_r: Array) -> Array:
     if q.shape[0] > q.shape[1]:
         triangle, scale = _factorable(r)
         u, s, vh = svd(backend_of(triangle, "matrix"), triangle)
-        floor = len(s) * resolution(r) * peak(s[:1])
+        floor = _floor(cast(s, real_dtype(dtype_name(r)))) * peak(s[:1])
         inverse = _inverse(backend_of(s, "matrix"), s, floor)
         pseudo = like(cast((u * inverse[None, :]) @ vh, dtype_name(r)), r) / scale  # r^-H
         outside = from_q - q @ (adjoint(q) @ from_q)
@@ -313,6 +323,11 @@ def _warn_of_loss(from_rest: Array, right: Array, scale: float) -> None:
         )
 
 
+def _floor(spectrum: Array) -> float:
+    """What is within rounding of zero, or of each other, relative to the largest value, after a handful of sweeps."""
+    return (16 + len(spectrum)) * resolution(spectrum)
+
+
 def _inverse(backend: Backend, values: Array, floor: float) -> Array:
     """``1 / values`` of values >= 0, and 0 for what is within the rounding of 0."""
     resolved = values > floor
@@ -323,34 +338,46 @@ def _inverse(backend: Backend, values: Array, floor: float) -> Array:
 def _torch_functions() -> tuple[Any, Any]:
     """The factorisations as ``torch.autograd.Function``s, defined once torch is there."""
     import torch  # a tensor of it has come in: it is imported already
-    from torch.autograd.function import once_differentiable
+
+    class Once(torch.autograd.Function):
+        """The gradient, as a function of what it was computed from, so that its own derivative is refused."""
+
+        @staticmethod
+        def forward(ctx: Any, gradient: Array, *_: Array) -> Array:
+            return gradient.clone()  # what is given back as it came would not be tracked
+
+        @staticmethod
+        def backward(ctx: Any, *_: Array) -> Array:
+            raise NotImplementedError(_ONLY_FIRST)
 
     class ThinSVD(torch.autograd.Function):
         @staticmethod
-        def forward(ctx: Any, matrix: Array, rank: int | None) -> tuple[Array, ...]:
-            u, s, f = _split(matrix)
-            ctx.rank = len(s) if rank is None else rank
-            ctx.save_for_backward(u, s, f)
+        def forward(ctx: Any, matrix: Array, rank: Rank) -> tuple[Array, ...]:
+            parts = _split(matrix)
+            ctx.save_for_backward(matrix, *parts)
             # copies: an output must not be what is saved, or a view of it
-            return u[:, :rank].clone(), s.clone(), f[:rank].clone()
+            return tuple(part.clone() for part in _kept(parts, rank))
 
         @staticmethod
-        @once_differentiable
         def backward(ctx: Any, *gradients: Array) -> tuple[Array | None, ...]:
-            return _svd_adjoint(ctx.saved_tensors, ctx.rank, *gradients), None
+            matrix, *parts = ctx.saved_tensors
+            with torch.no_grad():
+                gradient = _svd_adjoint(parts, *gradients)
+            return Once.apply(gradient, matrix, *gradients), None
 
     class ThinQR(torch.autograd.Function):
         @staticmethod
         def forward(ctx: Any, matrix: Array) -> tuple[Array, Array]:
             q, r = _qr(matrix)
-            ctx.save_for_backward(q, r)
+            ctx.save_for_backward(matrix, q, r)
             return q.clone(), r.clone()
 
         @staticmethod
-        @once_differentiable
-        def backward(ctx: Any, from_q: Array, from_r: Array) -> Array:
-            q, r = ctx.saved_tensors
-            return _qr_adjoint(q, r, from_q, from_r)
+        def backward(ctx: Any, *gradients: Array) -> Array:
+            matrix, q, r = ctx.saved_tensors
+            with torch.no_grad():
+                gradient = _qr_adjoint(q, r, *gradients)
+            return Once.apply(gradient, matrix, *gradients)
 
     return ThinSVD, ThinQR
 
@@ -365,24 +392,21 @@ def _jax_functions() -> tuple[Any, Any]:
 
     def concrete(matrix: Array) -> Array:
         if is_jax_tracer(matrix):
-            raise TypeError(
-                "jax: got a second derivative of a decomposition, expected one jax.grad; only first derivatives exist"
-            )
+            raise NotImplementedError(_ONLY_FIRST)
         return matrix
 
     def conjugated(gradient: Array) -> Array:
         return gradient.conj() if "complex" in dtype_name(gradient) else gradient
 
-    def thin_svd(matrix: Array, rank: int | None) -> Split:
+    def thin_svd(matrix: Array, rank: Rank) -> Split:
         return forward_svd(matrix, rank)[0]
 
-    def forward_svd(matrix: Array, rank: int | None) -> tuple[Split, Split]:
-        u, s, f = _split(concrete(matrix))
-        return (u[:, :rank], s, f[:rank]), (u, s, f)
+    def forward_svd(matrix: Array, rank: Rank) -> tuple[Split, Split]:
+        parts = _split(concrete(matrix))
+        return _kept(parts, rank), parts
 
-    def backward_svd(rank: int | None, parts: Split, gradients: Split) -> tuple[Array]:
-        kept = len(parts[1]) if rank is None else rank
-        return (conjugated(_svd_adjoint(parts, kept, *map(conjugated, gradients))),)
+    def backward_svd(_: Rank, parts: Split, gradients: Split) -> tuple[Array]:
+        return (conjugated(_svd_adjoint(parts, *map(conjugated, gradients))),)
 
     def thin_qr(matrix: Array) -> tuple[Array, Array]:
         return forward_qr(matrix)[0]

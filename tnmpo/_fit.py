@@ -16,28 +16,21 @@ from typing import Any, Generic
 from . import _chain
 from ._backend import (
     Array,
-    Backend,
     adjoint,
     backend_of,
     check_values,
-    conj,
     double,
     dtype_name,
-    peak,
     permute,
     to_numpy,
-    transposed,
 )
 from ._bounds import l2_norm
 from ._factor import thin_qr
+from ._joint import WeightedProblem
 from ._mpo import MPO
-from ._shapes import MPOShape, positive_int, shown
-from ._train import AnyTrain, Frame, Train, chain_of, check_train, interleaved
-from ._weighted import absorb, on_site
-from ._weights import Weight, check_weight, square, times
-
-_CG_STEPS = 12  # per core and sweep; the next sweep goes on where this one stopped
-_ROUGH = 1e-6  # of a metric's largest value: below, the preconditioner takes it for that
+from ._shapes import positive_int, shown
+from ._train import AnyTrain, Train, chain_of, check_train, interleaved
+from ._weights import Weight, check_weight
 
 
 @dataclass(frozen=True)
@@ -194,7 +187,7 @@ class _DenseTarget:
         return _chain.mirror(self._half(_chain.mirror(there), self.mirrored))
 
     def _half(self, cores: Sequence[Array], tensor: Array) -> list[Array]:
-        overlaps = [adjoint(part) for part in right_parts(cores, cores[-1])]
+        overlaps = [adjoint(part) for part in _chain.right_parts(cores, cores[-1])]
         rest = tensor.reshape(1, -1)
 
         def unfold(k: int, rest: Array) -> Array:
@@ -257,22 +250,6 @@ def _half_sweep(
     return cores
 
 
-def _left_part(cores: Sequence[Array], where: Array) -> Array:
-    """The dense part of a chain up to a site, (entries, r); 1 where there is none."""
-    part = where[:1, :1, 0] * 0 + 1
-    for core in cores:
-        part = (part @ core.reshape(core.shape[0], -1)).reshape(-1, core.shape[2])
-    return part
-
-
-def right_parts(cores: Sequence[Array], where: Array) -> list[Array]:
-    """The dense part of a chain from site k on, (r_k, entries), for k = 0 .. n; the last one is 1, as ``where`` is."""
-    parts = [where[:1, :1, 0] * 0 + 1]
-    for core in cores[::-1]:
-        parts.append((core.reshape(-1, core.shape[2]) @ parts[-1]).reshape(core.shape[0], -1))
-    return parts[::-1]
-
-
 def _plain_problem(target: Array | Train, initial: Train) -> _DenseTarget | _TrainTarget:
     target = _check_target(target, initial)
     if isinstance(target, Train):
@@ -306,147 +283,3 @@ def _check_target(target: Any, initial: Train) -> Any:
     if "complex" in dtype_name(given) and "complex" not in dtype_name(first):
         raise TypeError(f"target: got {dtype_name(given)}, initial has {dtype_name(first)}; make initial complex")
     return target
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# A weighted norm
-# ---------------------------------------------------------------------------------------------------------------------
-
-
-class WeightedProblem:
-    """``min ||A (W - W') B||_F`` over one core at a time, for metrics ``R = A^2`` and ``C = B^2`` of any kind.
-
-    With the other cores fixed, ``W' = embed(core)``, whose adjoint is ``project``, and the core solves
-    ``project(R embed(core) C) = project(R W C)``, by conjugate gradients from where it is: the error never grows.
-    """
-
-    def __init__(self, matrix: Array, frame: Frame[Any], weight: Weight) -> None:
-        self.matrix, self.frame = double(matrix), frame
-        self.roots = weight.roots(tuple(matrix.shape), matrix)
-        self.metrics = (square(self.roots[0]), square(self.roots[1]))
-        rows, cols = zip(*frame.site_shapes, strict=True)
-        # the product of the metric's marginals stands in for it in the preconditioner
-        self.site_roots, _ = weight.site_roots(MPOShape(rows, cols), matrix)
-
-    @property
-    def norm(self) -> float:
-        return self._measure(self.matrix)
-
-    def error(self, cores: Sequence[Array]) -> float:
-        return self._measure(self.matrix - self._matrix(_chain.contract(cores)))
-
-    def sweep(self, cores: Sequence[Array]) -> list[Array]:
-        """Every core once on the way to the last site, and once on the way back."""
-        cores, last = _chain.orthogonalize(cores, 0), len(cores) - 1
-        for k in range(last):
-            #  ▶━▶━○━◀━◀      before site k: it starts from what it is
-            #  ▶━▶━▶━○━◀      after: it solves its system, its triangular factor moves on with the center
-            cores[k] = self._solved(cores, k)
-            cores[k : k + 2] = _chain.orthogonalize_pair(cores[k], cores[k + 1])
-        for k in range(last, 0, -1):
-            cores[k] = self._solved(cores, k)
-            pair = _chain.orthogonalize_pair(*_chain.mirror(cores[k - 1 : k + 1]))
-            cores[k - 1 : k + 1] = _chain.mirror(pair)
-        cores[0] = self._solved(cores, 0)
-        return cores
-
-    def _solved(self, cores: Sequence[Array], site: int) -> Array:
-        core = cores[site]
-        left = _left_part(cores[:site], core)  # (entries left of the site, r)
-        right = right_parts(cores[site + 1 :], core)[0]  # (r', entries right of it)
-        precondition = self._preconditioner(cores, site)
-
-        def embed(core: Array) -> Array:
-            middle = left @ core.reshape(core.shape[0], -1)
-            return self._matrix((middle.reshape(-1, core.shape[2]) @ right).reshape(-1))
-
-        def project(matrix: Array) -> Array:
-            tensor = interleaved(matrix, self.frame).reshape(-1, right.shape[1]) @ adjoint(right)
-            return (adjoint(left) @ tensor.reshape(left.shape[0], -1)).reshape(core.shape)
-
-        def apply(matrix: Array) -> Array:
-            return project(times(self.metrics[0], matrix, self.metrics[1]))
-
-        residual = apply(self.matrix - embed(core))
-        return _conjugate_gradients(core, residual, lambda step: apply(embed(step)), precondition)
-
-    def _preconditioner(self, cores: Sequence[Array], site: int) -> Callable[[Array], Array]:
-        """The inverse of the system under the product metric: a factor for each index of the core."""
-        shapes = self.frame.site_shapes
-        weighted = absorb(cores, shapes, self.site_roots)
-        one = cores[0][:, :1, 0] * 0 + 1
-        left = _gram(weighted[:site], one)
-        right = transposed(_gram(_chain.mirror(weighted[site + 1 :]), one))
-        row_root, col_root = self.site_roots[site]
-        inverses = _pseudo_inverse(square(row_root)), _pseudo_inverse(square(col_root))
-        before, after = _pseudo_inverse(left), _pseudo_inverse(right)
-
-        def precondition(gradient: Array) -> Array:
-            turned = on_site(gradient, shapes[site], inverses)
-            turned = before @ turned.reshape(gradient.shape[0], -1)
-            return (turned.reshape(-1, gradient.shape[2]) @ after).reshape(gradient.shape)
-
-        return precondition
-
-    def _matrix(self, flat: Array) -> Array:
-        order = len(self.frame.site_shapes)
-        paired = flat.reshape(tuple(d for site in self.frame.site_shapes for d in site))
-        return permute(paired, (*range(0, 2 * order, 2), *range(1, 2 * order, 2))).reshape(tuple(self.matrix.shape))
-
-    def _measure(self, residual: Array) -> float:
-        rows, cols = self.roots
-        return l2_norm(to_numpy(times(rows, residual, cols)))
-
-
-def _conjugate_gradients(
-    start: Array, residual: Array, apply: Callable[[Array], Array], precondition: Callable[[Array], Array]
-) -> Array:
-    """Some steps towards the solution of a positive semidefinite system, each of which lowers its energy."""
-    solution, direction, before = start, residual * 0, residual.sum() * 0 + 1
-    first = None
-    for _ in range(_CG_STEPS):
-        turned = precondition(residual)
-        energy = _dot(residual, turned)
-        size = peak(energy.reshape(1))
-        first = size if first is None else first
-        if size <= 1e-20 * first:  # the error that is left to gain, squared
-            break
-        direction = turned + direction * (energy / before)
-        image = apply(direction)
-        curvature = _dot(direction, image)
-        if peak(curvature.reshape(1)) == 0:  # a direction that the metric does not see
-            break
-        step = energy / curvature
-        solution, residual, before = solution + step * direction, residual - step * image, energy
-    return solution
-
-
-def _dot(a: Array, b: Array) -> Array:
-    product = (conj(a) * b).sum()
-    return product.real if "complex" in dtype_name(product) else product
-
-
-def _gram(weighted: Sequence[Array], one: Array) -> Array:
-    """The inner products of what a chain spans at its right bond."""
-    gram = one
-    for core in weighted:
-        left, size, right = core.shape
-        carried = (gram @ core.reshape(left, size * right)).reshape(left * size, right)
-        gram = adjoint(core.reshape(left * size, right)) @ carried
-    return gram
-
-
-def _pseudo_inverse(metric: Array | None) -> Array | None:
-    """The inverse of a metric, its smallest values lifted: singular ones occur, and a preconditioner may be rough."""
-    if metric is None:
-        return None
-    backend = backend_of(metric, "metric")
-    if len(metric.shape) == 1:
-        return 1 / _lifted(backend, metric)
-    values, vectors = backend.eigh((metric + adjoint(metric)) / 2)
-    return (vectors / _lifted(backend, values)[None, :]) @ adjoint(vectors)
-
-
-def _lifted(backend: Backend, values: Array) -> Array:
-    largest = peak(values)
-    return backend.clip(values, _ROUGH * largest, None) if largest > 0 else values * 0 + 1

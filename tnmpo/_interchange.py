@@ -6,18 +6,16 @@
     quimb                any order of named indices, by default (left, right, row, col); no boundary bonds
 
 Only views are made, so the memory is shared, wherever the array is one that the peer can hold. Peers are imported when
-they are asked for.
+they are asked for, TensorLy-Torch by whoever wants it: its import sets TensorLy's global backend.
 """
 
 from __future__ import annotations
 
 import importlib
 import sys
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
-import tensorly
 
 from ._backend import Array, as_numpy, cast, dtype_name
 from ._mpo import MPO
@@ -102,6 +100,7 @@ def from_quimb(network: Any) -> Any:
     _check_open_chain(network)
     network = network.copy()
     if network.exponent != 0:
+        network.exponent = float(network.exponent)  # a scalar of numpy's would make float32 cores float64
         network.distribute_exponent()
     kind, layout = (MPO, "ludr") if isinstance(network, qtn.MatrixProductOperator) else (TT, "lpr")
     network.permute_arrays(layout)  # bonds that are missing are made here
@@ -115,7 +114,8 @@ def _check_open_chain(network: Any) -> None:
     """Refuse a network that is no train: another topology, or more than the indices of a train."""
     if network.cyclic:
         raise ValueError("network: got periodic boundaries, expected open ones; cut it open first")
-    if network.num_tensors != network.L or any(not network.has_site(site) for site in range(network.L)):
+    occupied = [network.tag_map.get(network.site_tag(site), ()) for site in range(network.L)]
+    if network.num_tensors != network.L or not all(occupied):
         raise ValueError(
             f"network: got {network.num_tensors} tensors for {network.L} sites, expected one a site; "
             "contract those of a site, and fill empty sites, first"
@@ -217,26 +217,26 @@ def to_tensorly_torch(train: Train) -> Any:
     ------
     TypeError
         If ``train`` is none.
-    ModuleNotFoundError
-        If tltorch is not installed.
-
-    Notes
-    -----
-    TensorLy-Torch computes under TensorLy's global backend ``'pytorch'`` and sets it when imported. Where the import
-    happens here, the global backend is left as it was: call ``tensorly.set_backend("pytorch")`` before computing with
-    the result.
+    ImportError
+        If tltorch is not imported yet: its import sets TensorLy's global backend to ``'pytorch'``, under which it
+        computes. Nothing here does that on its own.
 
     Examples
     --------
-    >>> import torch, tnmpo
+    >>> import tensorly, tltorch, torch, tnmpo
     >>> mpo = tnmpo.MPO([torch.ones(1, 2, 3, 4), torch.ones(4, 5, 2, 1)])
     >>> factorised = to_tensorly_torch(mpo)
     >>> factorised.tensorized_shape, factorised.rank, len(list(factorised.parameters()))
     (((2, 5), (3, 2)), (1, 4, 1), 2)
+    >>> tensorly.set_backend("numpy")  # for whoever goes on with numpy
     """
     check_train(train)
-    tltorch = _tltorch()
-    torch = sys.modules["torch"]
+    tltorch, torch = sys.modules.get("tltorch"), sys.modules.get("torch")
+    if tltorch is None or torch is None:
+        raise ImportError(
+            "to_tensorly_torch: got no imported tltorch, expected one; import it first, which sets TensorLy's global "
+            "backend to 'pytorch'"
+        )
     cores = [_of_torch(core) for core in train.cores]
     factors = [core if core.requires_grad else torch.nn.Parameter(core) for core in cores]
     complex_ = "complex" in dtype_name(cores[0])
@@ -268,10 +268,10 @@ def from_tensorly_torch(tensor: Any) -> Any:
 
     Examples
     --------
-    >>> import torch, tnmpo
-    >>> mpo = tnmpo.MPO([torch.ones(1, 2, 3, 4), torch.ones(4, 5, 2, 1)])
-    >>> from_tensorly_torch(to_tensorly_torch(mpo)).ranks
+    >>> import tensorly, tltorch
+    >>> from_tensorly_torch(tltorch.BlockTT.new(((2, 5), (3, 2)), rank=4)).ranks
     (1, 4, 1)
+    >>> tensorly.set_backend("numpy")  # for whoever goes on with numpy
     """
     tltorch = sys.modules.get("tltorch")
     if tltorch is None or not isinstance(tensor, tltorch.BlockTT | tltorch.TTTensor):
@@ -308,25 +308,6 @@ def peer(module: str, package: str, caller: str) -> Any:
             f"{caller}: got no module {root}, expected the package {package}; install it, e.g. pip install {package}",
             name=root,
         ) from None
-
-
-def _tltorch() -> Any:
-    """tltorch, with TensorLy's global backend as it was: its import sets it, for the thread and for the process.
-
-    In a thread of its own only the setting of the process is seen, and it is all that remains to be restored.
-    """
-    if "tltorch" in sys.modules:
-        return peer("tltorch", "tensorly-torch", "to_tensorly_torch")
-
-    def load() -> Any:
-        before = tensorly.get_backend()
-        try:
-            return peer("tltorch", "tensorly-torch", "to_tensorly_torch")
-        finally:
-            tensorly.set_backend(before)
-
-    with ThreadPoolExecutor(1) as thread:
-        return thread.submit(load).result()
 
 
 def _of_torch(core: Array) -> Array:

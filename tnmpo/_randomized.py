@@ -1,22 +1,22 @@
 """Randomised decomposition: one bond of the train is sketched, what is left is small and cut exactly.
 
-A bond splits the sites into a prefix and a suffix, and the matrix becomes its unfolding ``M`` (L x D). With a rank r
+A bond splits the sites into a prefix and a suffix, and the array becomes its unfolding ``M`` (L x D). With a rank r
 that is small against L and D,
 
     P = orth(M (M^H M)^q Omega)       the prefix space, Omega Gaussian (D x l), l a little above r
-    V = the suffix train of P^H M     (l x D, in memory), cut to the ranks from its far end, so V^H V = 1
-    C = M V                           (L x r, in memory): its train, cut to the ranks, is the prefix
+    V = the suffix train of P^H M     (l x D): TT-SVD at the ranks from its far end, so V^H V = 1
+    C = M V                           (L x r): its TT-SVD at the ranks is the prefix
 
-``M`` is only ever multiplied, so it may come in chunks of rows (``_streaming``).
+and the train is that of ``C V^H``. Only the thin matrices are kept. ``M`` is only ever multiplied, so it may come in
+chunks of rows (``_streaming``).
 
-The error is exact. ``M - C V^H`` has rows orthogonal to V; what the cut of C changes has rows in V. Hence
-``error^2 = ||M - C V^H||^2 + cut^2``. A cut of all bonds at the end would not do: it moves V, and the two parts meet.
+The error is measured: one more product gives ``||M - M'||`` from the entries themselves. The difference of squares
+``||M||^2 - ||M'||^2`` would need no product, but holds no digit of an error below ``sqrt(eps) ||M||``.
 """
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from numbers import Integral
 from typing import Any
@@ -31,40 +31,44 @@ from ._backend import (
     cast,
     check_norm,
     check_values,
-    conj,
     detach,
     dtype_name,
-    is_half,
-    is_jax_tracer,
     like,
-    peak,
     permute,
     to_numpy,
-    transposed,
     working,
 )
-from ._bounds import certify, l2_norm
-from ._decompose import mpo_decompose
-from ._factor import thin_qr
+from ._bounds import certify
+from ._decompose import mpo_decompose, tt_decompose
+from ._factor import thin_qr, thin_svd
 from ._mpo import MPO
 from ._ranks import MaxRank, choose_ranks
-from ._shapes import MPOShape, as_shape, shown
-from ._train import Frame, check_center, interleaved
+from ._shapes import as_shape, full_ranks, shown
+from ._train import AnyTrain, Frame, chain_of, check_center
+from ._tt import TT
+from ._unfolding import Split, Unfolding
+
+
+def count(value: Any, argument: str) -> int:
+    """``value`` as an int, zero included, or an error that names ``argument``."""
+    if isinstance(value, bool) or not isinstance(value, Integral):
+        raise TypeError(f"{argument}: got {shown(value)}, expected an integer >= 0")
+    if value < 0:
+        raise ValueError(f"{argument}: got {value}, expected an integer >= 0")
+    return int(value)
 
 
 @dataclass(frozen=True)
 class Sketch:
-    """How the space of a bond is found from random vectors.
+    """How well random vectors find the space of a bond.
 
     Parameters
     ----------
     oversampling : int
         So many vectors are drawn beyond the rank of the bond.
     power_iterations : int
-        So often the vectors are sent through the matrix and back, with a QR after each way: the slower the spectrum
-        falls, the more it helps. Each costs two more products with the matrix, when streaming two more passes.
-    seed : int
-        The same seed gives the same result, up to rounding on every backend.
+        So often the vectors are sent through the array and back, with a QR after each way: the slower the spectrum
+        falls, the more it helps. Each costs two more products with the array, when streaming two more passes.
 
     Raises
     ------
@@ -79,31 +83,25 @@ class Sketch:
 
     Examples
     --------
-    >>> Sketch(seed=7)
-    Sketch(oversampling=10, power_iterations=2, seed=7)
+    >>> Sketch(power_iterations=1)
+    Sketch(oversampling=10, power_iterations=1)
     """
 
     oversampling: int = 10
     power_iterations: int = 2
-    seed: int = 0
 
     def __post_init__(self) -> None:
-        for name in ("oversampling", "power_iterations", "seed"):
-            value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, Integral):
-                raise TypeError(f"{name}: got {shown(value)}, expected an integer >= 0")
-            if value < 0:
-                raise ValueError(f"{name}: got {value}, expected an integer >= 0")
-            object.__setattr__(self, name, int(value))
+        for name in ("oversampling", "power_iterations"):
+            object.__setattr__(self, name, count(getattr(self, name), name))
 
 
 _SKETCH = Sketch()
 
 
 def randomized_decompose(
-    W: Array, shape: Any, rank: Any, *, sketch: Sketch = _SKETCH, center: int | None = None
+    W: Array, shape: Any, rank: Any, *, seed: int = 0, sketch: Sketch = _SKETCH, center: int | None = None
 ) -> MPO:
-    """Write a matrix as a matrix product operator of known ranks, faster than by exact Schmidt values.
+    """Write a matrix as a matrix product operator of known ranks, without the whole spectrum of its widest bonds.
 
     Parameters
     ----------
@@ -113,210 +111,195 @@ def randomized_decompose(
         As for ``tnmpo.mpo_decompose``.
     rank : int, tuple or MaxRank
         Ranks that are known beforehand; other policies need the whole spectra.
+    seed : int
+        The same seed gives the same result, up to rounding on every backend.
     sketch : Sketch, optional
-        Oversampling, power iterations and seed.
+        Oversampling and power iterations.
     center : int, optional
         The orthogonality center, by default ``order // 2``.
 
     Returns
     -------
     MPO
-        As of ``tnmpo.mpo_decompose``, without a derivative. In ``truncation``
+        As of ``tnmpo.mpo_decompose``. In ``truncation``
 
-        - ``error`` is exact;
-        - ``spectra`` are those of the matrix projected on one side of the bond. Each value is at most the true Schmidt
+        - ``error`` is exact, and ``upper_bound`` the same number: it is measured on the cores that are returned;
+        - ``spectra`` are those of the array projected on one side of the bond. Each value is at most the true Schmidt
           value, and the sketched bond has only ``rank + oversampling`` of them;
         - ``lower_bound`` follows from these and is therefore below the error of *every* MPO of these ranks, though not
-          the largest such number;
-        - ``upper_bound`` bounds the error of this MPO: the residual of the projection and the tails of the bonds left
-          of the sketched one.
+          the largest such number.
 
         Where no bond is cut below its full size less the oversampling, it is ``mpo_decompose(W, shape, rank)``.
 
     Raises
     ------
     ValueError, TypeError
-        As ``tnmpo.mpo_decompose``; if ``rank`` needs the spectra; if ``W`` is traced for a derivative by jax.
+        As ``tnmpo.mpo_decompose``; if ``rank`` needs the spectra.
 
     Notes
     -----
     The bond that leaves the fewest numbers is sketched (Halko, Martinsson, Tropp, SIAM Rev. 53, 2011, algorithm 4.4),
     the rest is the TT-SVD of small tensors. Cost: ``2 (2 q + 4) I J (r + oversampling)`` flops for q power iterations
     and the rank r of the sketched bond, and one temporary of the size of ``W`` beside its regrouped copy. It pays where
-    a full bond is many times its rank; ``docs/large.md`` has measurements.
+    a full bond is many times its rank; ``docs/large.md`` has measurements. The error is that of the entries, exact to
+    the rounding of ``W``: about ``eps ||W||``.
 
     Examples
     --------
     >>> import numpy as np
     >>> W = np.vander(np.linspace(0.1, 1, 64), 64)  # its Schmidt values fall fast
-    >>> mpo = randomized_decompose(W, ((4, 4, 4), (4, 4, 4)), rank=4)
+    >>> mpo = randomized_decompose(W, ((4, 4, 4), (4, 4, 4)), rank=4, seed=1)
     >>> mpo.ranks, bool(np.isclose(mpo.truncation.error, np.linalg.norm(W - mpo.to_matrix())))
     ((1, 4, 4, 1), True)
     """
     backend_of(W, "W")
-    if is_jax_tracer(W):
-        raise TypeError("W: got a jax array under jax.grad, expected values; use tnmpo.mpo_decompose for derivatives")
     if len(W.shape) != 2:
         raise ValueError(f"W: got {len(W.shape)} axes, expected a matrix; reshape it to two")
     check_values(W, "W")
     check_norm(W, "W")
-    W = detach(W)
     shape = as_shape(shape, tuple(W.shape))
-    center = check_center(center, shape.order)
-    ranks, check = known_ranks(rank, shape), check_sketch(sketch)
-    splits = [split for split in all_splits(shape, ranks, check) if split.width < min(split.rows, split.cols)]
+    frame = Frame(MPO, tuple(zip(shape.rows, shape.cols, strict=True)))
+    return _decomposed(
+        W, frame, rank, seed, sketch, center, lambda ranks: mpo_decompose(W, shape, ranks, center=center)
+    )
+
+
+def randomized_tt_decompose(
+    tensor: Array, rank: Any, *, seed: int = 0, sketch: Sketch = _SKETCH, center: int | None = None
+) -> TT:
+    """Write a tensor as a tensor train of known ranks, without the whole spectrum of its widest bonds.
+
+    Parameters
+    ----------
+    tensor : array of any number of axes, at least one
+        Real or complex, any floating dtype; 16-bit ones are decomposed in float32.
+    rank, seed, sketch, center
+        As for ``tnmpo.randomized_decompose``.
+
+    Returns
+    -------
+    TT
+        One site an axis; ``truncation`` as for ``tnmpo.randomized_decompose``.
+
+    Raises
+    ------
+    ValueError, TypeError
+        As ``tnmpo.tt_decompose``; if ``rank`` needs the spectra.
+
+    Notes
+    -----
+    The same algorithm at the same cost.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> i, j, k, l = np.indices((6, 6, 6, 6))
+    >>> tt = randomized_tt_decompose(1 / (1.0 + i + j + k + l), rank=4)
+    >>> tt.ranks, tt.truncation.relative_error < 1e-3
+    ((1, 4, 4, 4, 1), True)
+    """
+    backend_of(tensor, "tensor")
+    if len(tensor.shape) == 0:
+        raise ValueError("tensor: got a scalar, expected at least one axis; reshape it to (1,)")
+    check_values(tensor, "tensor")
+    check_norm(tensor, "tensor")
+    frame = Frame(TT, tuple((int(d),) for d in tensor.shape))
+    return _decomposed(
+        tensor, frame, rank, seed, sketch, center, lambda ranks: tt_decompose(tensor, ranks, center=center)
+    )
+
+
+def _decomposed(
+    array: Array,
+    frame: Frame[AnyTrain],
+    rank: Any,
+    seed: Any,
+    sketch: Any,
+    center: Any,
+    exactly: Callable[[tuple[int, ...]], AnyTrain],
+) -> AnyTrain:
+    center = check_center(center, len(frame.site_shapes))
+    seed, sketch = count(seed, "seed"), check_sketch(sketch)
+    ranks = known_ranks(rank, frame.site_sizes)
+    splits = [split for split in all_splits(frame, ranks, sketch) if split.width < min(split.rows, split.cols)]
     if not splits:
-        return mpo_decompose(W, shape, ranks[1:-1], center=center)
+        return exactly(ranks[1:-1])
     split = min(splits, key=lambda split: split.entries)
-    unfolded = split.unfold(working(W))
-    return sketched(Unfolding(split, unfolded, lambda: [unfolded]), ranks, check, center, dtype_name(W))
+    unfolded = split.unfold(working(array))
+    return sketched(Unfolding(split, unfolded, lambda: [unfolded]), ranks, seed, sketch, center, dtype_name(array))
 
 
 def check_sketch(sketch: Any) -> Sketch:
     if not isinstance(sketch, Sketch):
-        raise TypeError(f"sketch: got {shown(sketch)}, expected a tnmpo.Sketch, e.g. tnmpo.Sketch(seed=1)")
+        raise TypeError(f"sketch: got {shown(sketch)}, expected a tnmpo.Sketch, e.g. tnmpo.Sketch(power_iterations=1)")
     return sketch
 
 
-def known_ranks(rank: Any, shape: MPOShape) -> tuple[int, ...]:
+def known_ranks(rank: Any, sizes: Sequence[int]) -> tuple[int, ...]:
     """The ranks that are asked for, with the boundary ones, or an error where spectra would have to decide."""
-    known = isinstance(rank, Integral | tuple | list | MaxRank) and not isinstance(rank, bool)
-    if not known:
+    if isinstance(rank, bool) or not isinstance(rank, Integral | tuple | list | MaxRank):
         raise TypeError(
             f"rank: got {shown(rank)}, expected an int, a tuple or tnmpo.MaxRank; what else there is needs the whole "
             "spectra: use tnmpo.mpo_decompose, or tnmpo.truncate the result"
         )
-    lengths = [np.broadcast_to(0.0, full) for full in shape.full_ranks[1:-1]]  # only how long spectra are counts
-    return choose_ranks(rank, lengths, shape.site_sizes)
+    lengths = [np.broadcast_to(0.0, full) for full in full_ranks(sizes)[1:-1]]  # only how long spectra are counts
+    return choose_ranks(rank, lengths, sizes)
 
 
-@dataclass(frozen=True)
-class Split:
-    """A bond, the sizes of its unfolding, and how many random vectors its sketch takes."""
-
-    shape: MPOShape
-    bond: int
-    width: int
-
-    @property
-    def prefix(self) -> MPOShape:
-        return MPOShape(self.shape.rows[: self.bond], self.shape.cols[: self.bond])
-
-    @property
-    def suffix(self) -> MPOShape:
-        return MPOShape(self.shape.rows[self.bond :], self.shape.cols[self.bond :])
-
-    @property
-    def rows(self) -> int:
-        return math.prod(self.prefix.matrix_shape)
-
-    @property
-    def cols(self) -> int:
-        return math.prod(self.suffix.matrix_shape)
-
-    @property
-    def entries(self) -> int:
-        """What is left of the matrix: both sides of the bond."""
-        return self.width * (self.rows + self.cols)
-
-    def unfold(self, block: Array) -> Array:
-        """The rows of the unfolding that whole suffix fibres, so many rows of the matrix, make.
-
-        Both sides keep row indices before column indices; they are interleaved once they are small.
-        """
-        below, (left, right) = self.suffix.matrix_shape[0], (self.prefix.matrix_shape[1], self.suffix.matrix_shape[1])
-        return permute(block.reshape((-1, below, left, right)), (0, 2, 1, 3)).reshape((-1, self.cols))
-
-
-def all_splits(shape: MPOShape, ranks: tuple[int, ...], sketch: Sketch) -> Iterator[Split]:
+def all_splits(frame: Frame[Any], ranks: Sequence[int], sketch: Sketch) -> list[Split]:
     """The sketch of every inner bond."""
-    for bond in range(1, shape.order):
-        split = Split(shape, bond, ranks[bond])
-        yield replace(split, width=min(ranks[bond] + sketch.oversampling, split.rows, split.cols))
+    full = full_ranks(frame.site_sizes)
+    return [
+        Split(frame, bond, min(ranks[bond] + sketch.oversampling, full[bond]))
+        for bond in range(1, len(frame.site_shapes))
+    ]
 
 
-@dataclass(frozen=True)
-class Unfolding:
-    """The (rows, cols) matrix of a bond, as something to multiply; every product is one pass over its chunks."""
-
-    split: Split
-    where: Array  # an array of the backend, device and dtype of the chunks
-    chunks: Callable[[], Iterable[Array]]
-
-    def times(self, right: Array) -> Array:
-        """``M right``."""
-        return _stacked([chunk @ right for chunk in self.chunks()])
-
-    def adjoint_times(self, left: Array) -> Array:
-        """``M^H left``."""
-        total, start = 0, 0
-        for chunk in self.chunks():
-            stop = start + chunk.shape[0]
-            total = total + conj(transposed(chunk) @ conj(left[start:stop]))
-            start = stop
-        return total
-
-    def project(self, right: Array) -> tuple[Array, float]:
-        """``C = M right`` for orthonormal columns, and ``||M - C right^H||`` from the entries themselves."""
-        lefts, norms = [], []
-        for chunk in self.chunks():
-            lefts.append(chunk @ right)
-            norms.append(_norm(chunk - lefts[-1] @ adjoint(right)))
-        return _stacked(lefts), l2_norm(np.array(norms))
-
-    def distance(self, left: Array, right: Array) -> float:
-        """``||M - left right||``."""
-        norms, start = [], 0
-        for chunk in self.chunks():
-            stop = start + chunk.shape[0]
-            norms.append(_norm(chunk - left[start:stop] @ right))
-            start = stop
-        return l2_norm(np.array(norms))
-
-
-def sketched(unfolding: Unfolding, ranks: tuple[int, ...], sketch: Sketch, center: int, dtype: str) -> MPO:
-    """The MPO of these ranks around one sketched bond, with its record, in ``dtype``."""
-    split = unfolding.split
-    bond = split.bond
-    projected = _project_prefix(unfolding, sketch)  # (width, cols)
-    #  ○━◀━◀━◀      site 0 stands for the prefix: the suffix in isometries, cut from its far end
-    tensor = interleaved(projected, Frame(MPO, ((split.width, 1), *_sites(split.suffix))))
-    cores, suffix_spectra = _chain.decompose(tensor, (split.width, *split.suffix.site_sizes), 0)
-    suffix, _ = _chain.cut(cores, 0, (1, *ranks[bond:]))
-    left, residual = unfolding.project(adjoint(_dense_right(suffix[1:], split)))  # (rows, rank)
-    #  ▶━▶━▶━○      the last site stands for the suffix: the prefix, cut
-    tensor = interleaved(left, Frame(MPO, (*_sites(split.prefix), (1, ranks[bond]))))
-    prefix, prefix_spectra = _chain.decompose(tensor, (*split.prefix.site_sizes, ranks[bond]), bond)
-    discarded = 0.0
-    if any(kept < len(spectrum) for kept, spectrum in zip(ranks[1:bond], prefix_spectra, strict=False)):
-        prefix, discarded = _chain.cut(prefix, bond, (*ranks[: bond + 1], 1))
+def sketched(M: Unfolding, ranks: Sequence[int], seed: int, sketch: Sketch, center: int, dtype: str) -> Any:
+    """The train of these ranks around one sketched bond, with its record, in ``dtype``."""
+    split, bond = M.split, M.split.bond
+    rank = ranks[bond]
+    projected = adjoint(M.adjoint_times(_range(M, seed, sketch.power_iterations)))  # P^H M, (width, cols)
+    #  ○━◀━◀━◀      site 0 stands for the prefix: the suffix, cut from its far end
+    tensor = split.suffix_tensor(projected)
+    turned = permute(tensor, range(len(tensor.shape))[::-1])
+    isometries, right_spectra, _ = _tt_svd(turned, ranks[-2 : bond - 1 : -1])
+    suffix = _chain.mirror(isometries)
+    left = M.times(adjoint(split.suffix_matrix(suffix)))  # C = M V, (rows, rank)
+    #  ▶━▶━▶━○      the last site stands for the suffix: the prefix, cut from its far end
+    prefix, left_spectra, carried = _tt_svd(split.prefix_tensor(left), ranks[1 : bond + 1])
     #  ▶━▶━▶━○━◀━◀━◀      both, with the norm on the bond: it goes into site ``bond``
-    carried = prefix[-1].reshape(ranks[bond], ranks[bond]) @ suffix[1].reshape(ranks[bond], -1)
-    joined = [*prefix[:-1], carried.reshape(suffix[1].shape), *suffix[2:]]
-    joined, _ = _chain.schmidt(joined, center)
-    mpo = Frame(MPO, _sites(split.shape)).build(joined, dtype, center=center)
-    tails = [to_numpy(spectrum) for spectrum in prefix_spectra[:-1]]
-    local = [residual, *(l2_norm(tail[kept:]) for tail, kept in zip(tails, ranks[1:bond], strict=True))]
-    error = math.hypot(residual, discarded)
-    norm = math.hypot(residual, _norm(left))
-    if is_half(mpo.cores[0]):  # the cores were rounded to 16 bits: measured anew
-        rounded = [working(core).reshape(core.shape[0], -1, core.shape[-1]) for core in mpo.cores]
-        error = unfolding.distance(_dense_left(rounded[:bond], split), _dense_right(rounded[bond:], split))
-    spectra = [*tails, *map(to_numpy, suffix_spectra)]
-    mpo.truncation = replace(certify(ranks, spectra, error, norm), upper_bound=l2_norm(np.array(local)))
-    return mpo
+    first = (carried @ suffix[0].reshape((rank, -1))).reshape(suffix[0].shape)
+    cores, _ = _chain.schmidt([*prefix, first, *suffix[1:]], center)
+    train = split.frame.build(cores, dtype, center=center)
+    rounded = [detach(core) for core in chain_of(train)]
+    error, norm = M.distance(split.prefix_matrix(rounded[:bond]), split.suffix_matrix(rounded[bond:]))
+    spectra = [to_numpy(spectrum) for spectrum in (*left_spectra[:-1], *right_spectra[::-1])]
+    train.truncation = replace(certify(ranks, spectra, error, norm), upper_bound=error)
+    return train
 
 
-def _project_prefix(unfolding: Unfolding, sketch: Sketch) -> Array:
-    """``P^H M`` for a randomised basis P of the prefix space, (width, cols)."""
-    right = _gaussian(unfolding.split.cols, unfolding.split.width, sketch.seed, unfolding.where)
-    projected = right
-    for iteration in range(sketch.power_iterations + 1):
-        if iteration > 0:
-            right, _ = thin_qr(projected)
-        prefix, _ = thin_qr(unfolding.times(right))
-        projected = unfolding.adjoint_times(prefix)  # M^H P, (cols, width)
-    return adjoint(projected)
+def _range(M: Unfolding, seed: int, iterations: int) -> Array:
+    """An orthonormal basis P of nearly the strongest prefix directions, (rows, width)."""
+    prefix, _ = thin_qr(M.times(_gaussian(M.split.cols, M.split.width, seed, M.where)))
+    for _ in range(iterations):
+        suffix, _ = thin_qr(M.adjoint_times(prefix))
+        prefix, _ = thin_qr(M.times(suffix))
+    return prefix
+
+
+def _tt_svd(tensor: Array, ranks: Sequence[int]) -> tuple[list[Array], list[Array], Array]:
+    """Left isometries for all axes but the last, cut to these right bonds, their spectra, and what is carried on.
+
+    What was cut at one bond is missing in the spectra of the next ones, which can only make them smaller.
+    """
+    cores, spectra, left = [], [], 1
+    for size, rank in zip(tensor.shape, ranks, strict=False):
+        basis, spectrum, tensor = thin_svd(tensor.reshape((left * size, -1)), rank)
+        cores.append(basis.reshape((left, size, rank)))
+        spectra.append(spectrum)
+        left = rank
+    return cores, spectra, tensor
 
 
 def _gaussian(rows: int, cols: int, seed: int, where: Array) -> Array:
@@ -329,41 +312,3 @@ def _gaussian(rows: int, cols: int, seed: int, where: Array) -> Array:
     numbers = np.random.default_rng(seed).standard_normal((rows, parts * cols))
     numbers = numbers.view(complex) if parts == 2 else numbers
     return like(cast(numbers / np.linalg.norm(numbers, axis=0), name), where)
-
-
-def _sites(shape: MPOShape) -> tuple[tuple[int, int], ...]:
-    return tuple(zip(shape.rows, shape.cols, strict=True))
-
-
-def _dense_left(cores: Sequence[Array], split: Split) -> Array:
-    """The (rows, rank) matrix of the prefix cores."""
-    rank = cores[-1].shape[2]
-    end = _identity(rank, cores[0])[:, :, None]
-    train = Frame(MPO, (*_sites(split.prefix), (1, rank))).build([*cores, end], dtype_name(cores[0]))
-    return train.to_matrix().reshape(split.rows, rank)
-
-
-def _dense_right(cores: Sequence[Array], split: Split) -> Array:
-    """The (rank, cols) matrix of the suffix cores."""
-    rank = cores[0].shape[0]
-    end = _identity(rank, cores[0])[None]
-    train = Frame(MPO, ((rank, 1), *_sites(split.suffix))).build([end, *cores], dtype_name(cores[0]))
-    return train.to_matrix().reshape(rank, split.cols)
-
-
-def _identity(size: int, where: Array) -> Array:
-    return like(np.eye(size, dtype=dtype_name(where)), where)
-
-
-def _stacked(parts: list[Array]) -> Array:
-    return parts[0] if len(parts) == 1 else backend_of(parts[0], "parts").concatenate(parts, axis=0)
-
-
-def _norm(tensor: Array) -> float:
-    """The Frobenius norm, on the device of ``tensor``, at any scale."""
-    largest = peak(tensor)
-    if largest == 0:
-        return 0.0
-    entries = tensor.reshape(-1) / largest
-    energy = conj(entries) @ entries
-    return largest * math.sqrt(float(energy.real))

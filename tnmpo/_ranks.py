@@ -1,35 +1,78 @@
-"""Rank policies and the model-wide allotment: spectra in, integers out, no tensors."""
+"""Rank policies: the spectra of one train in, its ranks out, no tensors."""
 
 from __future__ import annotations
 
-import heapq
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from numbers import Integral, Real
 from typing import Any, Protocol
 
 import numpy as np
 
-from ._backend import to_numpy
+from ._allot import RankChoice, Spectra, allot_ranks, largest_value, lift_ranks
 from ._bounds import l2_norm
-from ._shapes import clip_ranks, dimensions, n_parameters, positive_int, shown
-
-Spectra = Sequence[np.ndarray]
+from ._shapes import clip_ranks, positive_int, shown
 
 _EXPECTED = "an int, a tuple, a float or a policy such as tnmpo.Tolerance(1e-2)"
 
 
 class RankPolicy(Protocol):
-    """A rule that turns the Schmidt spectra of a train into bond dimensions."""
+    """A rule that turns the Schmidt spectra of a train into bond dimensions.
+
+    Anything with this method is one, and can be passed as ``rank``.
+
+    Notes
+    -----
+    **Both of two.** ``first & second`` takes the smaller of the two ranks at every bond. One of the two may be an int,
+    a tuple, a float or a policy of one's own, with the meaning it has as ``rank``. Of their promises
+
+    - upper limits hold: no bond above ``MaxRank``, no more parameters than ``ParameterBudget`` (part of which may be
+      left unused; a bond that the other policy cuts deeper need not be a multiple of ``multiple_of``);
+    - lower ones hold only where the other policy cuts no deeper: a cap wins over a tolerance, and so does a budget.
+      ``truncation.relative_error`` is the exact error either way.
+
+    Examples
+    --------
+    >>> Tolerance(1e-3) & 64
+    Tolerance(relative=0.001) & MaxRank(rank=64, multiple_of=1)
+    >>> (Tolerance(0.1) & 3).choose([np.ones(4), np.array([1.9, 0.6, 0.1])], (4, 4, 4))
+    (1, 3, 2, 1)
+    """
 
     def choose(self, spectra: Spectra, sizes: Sequence[int]) -> tuple[int, ...]:
         """Ranks with the boundary ones, from the spectra of the inner bonds and the sizes of the sites."""
         ...
 
 
+class Combinable(RankPolicy):
+    """What makes ``&`` of a policy with another one, or with what stands for one."""
+
+    def __and__(self, other: Any) -> BothPolicies:
+        return BothPolicies(self, as_policy(other))
+
+    def __rand__(self, other: Any) -> BothPolicies:
+        return BothPolicies(as_policy(other), self)
+
+
+@dataclass(frozen=True, repr=False)
+class BothPolicies(Combinable):
+    """The smaller of two ranks at every bond."""
+
+    first: RankPolicy
+    second: RankPolicy
+
+    def choose(self, spectra: Spectra, sizes: Sequence[int]) -> tuple[int, ...]:
+        # From a_k <= d_k a_{k-1} and b_k <= d_k b_{k-1} follows the same of the minima: a train can have them.
+        pair = (choose_ranks(policy, spectra, sizes) for policy in (self.first, self.second))
+        return tuple(map(min, *pair))
+
+    def __repr__(self) -> str:
+        return f"{self.first!r} & {self.second!r}"
+
+
 @dataclass(frozen=True)
-class MaxRank:
+class MaxRank(Combinable):
     """A cap on every bond: ``min(rank, full bond)``.
 
     Parameters
@@ -62,7 +105,7 @@ class MaxRank:
 
 
 @dataclass(frozen=True)
-class Tolerance:
+class Tolerance(Combinable):
     """The fewest parameters with a relative error of the whole MPO of at most ``relative``.
 
     The guarantee is global: directions are dropped, those that save most parameters per lost
@@ -88,27 +131,32 @@ class Tolerance:
             raise ValueError(f"Tolerance: got {self.relative}, expected a finite number >= 0")
 
     def choose(self, spectra: Spectra, sizes: Sequence[int]) -> tuple[int, ...]:
-        train = _Train(spectra, sizes, _largest([spectra]))
+        choice = RankChoice(spectra, sizes, largest_value([spectra]))
         relative = min(float(self.relative), len(sizes))  # above sqrt(n - 1) nothing is too much
         # The last digits are left to the rounding of the sums, so that the promise holds as computed.
-        limit = relative**2 * train.norm2 * (1 - 1e-12)
+        limit = relative**2 * choice.norm2 * (1 - 1e-12)
         lost = 0.0
         while True:
-            fitting = [drop for drop in train.drops() if lost + drop.loss <= limit]
+            fitting = [drop for drop in choice.drops(choice.weight_between) if lost + drop.loss <= limit]
             if not fitting:
-                return train.as_tuple()
+                return choice.ranks
             cheapest = min(fitting)
             lost += cheapest.loss
-            train.ranks = list(cheapest.ranks)
+            choice.ranks = cheapest.ranks
 
 
 @dataclass(frozen=True)
-class ParameterBudget:
+class ParameterBudget(Combinable):
     """The least error within ``n_parameters`` entries of all cores; no single bond could be raised.
 
     Parameters
     ----------
     n_parameters : int
+
+    Notes
+    -----
+    Greedy, by the squared error that ``tnmpo.allot_ranks`` estimates. How far the result is from the best ranks of all
+    is measured in ``docs/ranks.md``.
 
     Raises
     ------
@@ -131,7 +179,7 @@ class ParameterBudget:
 
 
 @dataclass(frozen=True)
-class EntropyFraction:
+class EntropyFraction(Combinable):
     """The smallest rank of every bond that keeps the fraction of its entanglement entropy.
 
     The smallest r with ``-sum_{k<=r} p_k ln p_k >= fraction * S``, where ``p`` are the squared,
@@ -159,7 +207,7 @@ class EntropyFraction:
             raise ValueError(f"EntropyFraction: got {self.fraction}, expected a number in (0, 1]")
 
     def choose(self, spectra: Spectra, sizes: Sequence[int]) -> tuple[int, ...]:
-        return _lift(sizes, [1, *(self._rank(spectrum) for spectrum in spectra), 1])
+        return lift_ranks(sizes, [1, *(self._rank(spectrum) for spectrum in spectra), 1])
 
     def _rank(self, spectrum: np.ndarray) -> int:
         norm = l2_norm(spectrum)
@@ -177,29 +225,56 @@ def choose_ranks(rank: Any, spectra: Spectra, sizes: Sequence[int]) -> tuple[int
     ``rank`` is an int (cap), a tuple (exact ranks), a float (fraction of the dense parameters),
     ``'same'`` (1.0), or a policy.
     """
+    return _possible(as_policy(rank).choose(spectra, sizes), spectra, sizes)
+
+
+def as_policy(rank: Any) -> RankPolicy:
+    """The policy that ``rank`` stands for."""
     if isinstance(rank, str):
         if rank != "same":
             raise ValueError(f"rank: got {shown(rank)}, expected 'same' or {_EXPECTED}")
-        rank = 1.0
+        return _Fraction(1.0)
     if isinstance(rank, bool) or rank is None:
         raise TypeError(f"rank: got {shown(rank)}, expected {_EXPECTED}")
     if isinstance(rank, Integral):
-        return MaxRank(positive_int(rank, "rank")).choose(spectra, sizes)
+        return MaxRank(positive_int(rank, "rank"))
     if isinstance(rank, Real):
         if not 0 < float(rank) < math.inf:
             raise ValueError(f"rank: got the fraction {rank}, expected one above 0, of the dense parameters")
+        return _Fraction(float(rank))
+    if isinstance(rank, Sequence):
+        return _Exact(tuple(positive_int(entry, "rank") for entry in rank))
+    if callable(getattr(rank, "choose", None)) and not isinstance(rank, type | np.ndarray | np.generic):
+        policy: RankPolicy = rank
+        return policy
+    raise TypeError(f"rank: got {shown(rank)}, expected {_EXPECTED}")
+
+
+@dataclass(frozen=True)
+class _Fraction(Combinable):
+    """What a float means: the budget of so large a share of the dense parameters."""
+
+    share: float
+
+    def choose(self, spectra: Spectra, sizes: Sequence[int]) -> tuple[int, ...]:
         dense, least = math.prod(sizes), sum(sizes)
-        if _floor(float(rank) * dense) < least:
+        budget = _floor(self.share * dense)
+        if budget < least:
             raise ValueError(
-                f"rank: got the fraction {rank} of {dense} parameters, the rank-one size is {least}; "
+                f"rank: got the fraction {self.share} of {dense} parameters, the rank-one size is {least}; "
                 f"allow at least {least / dense:.3g}"
             )
-        return ParameterBudget(_floor(float(rank) * dense)).choose(spectra, sizes)
-    if isinstance(rank, Sequence):
-        return _exact(rank, spectra, sizes)
-    if callable(getattr(rank, "choose", None)) and not isinstance(rank, type | np.ndarray | np.generic):
-        return _exact(rank.choose(spectra, sizes), spectra, sizes)
-    raise TypeError(f"rank: got {shown(rank)}, expected {_EXPECTED}")
+        return ParameterBudget(budget).choose(spectra, sizes)
+
+
+@dataclass(frozen=True)
+class _Exact(Combinable):
+    """What a tuple means: these ranks, with or without the boundary ones."""
+
+    ranks: tuple[int, ...]
+
+    def choose(self, spectra: Spectra, sizes: Sequence[int]) -> tuple[int, ...]:
+        return self.ranks
 
 
 def _floor(value: float) -> int:
@@ -208,7 +283,8 @@ def _floor(value: float) -> int:
     return max(1, nearest if math.isclose(value, nearest, rel_tol=1e-12) else math.floor(value))
 
 
-def _exact(rank: Sequence[Any], spectra: Spectra, sizes: Sequence[int]) -> tuple[int, ...]:
+def _possible(rank: Sequence[Any], spectra: Spectra, sizes: Sequence[int]) -> tuple[int, ...]:
+    """``rank`` with the boundary ones, if a train of these sizes and full bonds can have it."""
     ranks = [positive_int(entry, "rank") for entry in rank]
     inner = len(spectra)
     if len(ranks) == inner + 2 and ranks[0] == ranks[-1] == 1:
@@ -230,193 +306,3 @@ def _exact(rank: Sequence[Any], spectra: Spectra, sizes: Sequence[int]) -> tuple
                 "lower that entry or raise its neighbours"
             )
     return clipped
-
-
-def _lift(sizes: Sequence[int], ranks: Sequence[int]) -> tuple[int, ...]:
-    """The smallest ranks, none below ``ranks``, that a train can have: neighbours of a large bond are raised."""
-    ranks = list(ranks)
-    for k in range(len(sizes) - 1, 0, -1):
-        ranks[k] = max(ranks[k], -(-ranks[k + 1] // sizes[k]))
-    for k in range(1, len(sizes)):
-        ranks[k] = max(ranks[k], -(-ranks[k - 1] // sizes[k - 1]))
-    return tuple(ranks)
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# One budget over many trains
-# ---------------------------------------------------------------------------------------------------------------------
-
-
-def allot_ranks(spectra: Sequence[Spectra], sizes: Sequence[Sequence[int]], budget: int) -> list[tuple[int, ...]]:
-    """Share one parameter budget among the bonds of many trains.
-
-    Starting from full ranks, the Schmidt direction whose discarded weight per saved parameter is
-    least is dropped, wherever in the model it is, until the budget is met; what is left over
-    then raises bonds until none fits any more.
-
-    Parameters
-    ----------
-    spectra : sequence of trains, each a sequence of (d_k,) arrays
-        The Schmidt values of every inner bond of every train, descending. They are compared as
-        they are: divide each train's by its norm to weigh relative errors.
-    sizes : sequence of trains, each a sequence of int
-        The site sizes ``i_k j_k``. A low-rank factorisation of an I x J matrix is the train ``(I, J)``.
-    budget : int
-        The number of parameters that all trains together may have.
-
-    Returns
-    -------
-    list of tuple of int
-        The ranks of each train, with the boundary ones.
-
-    Raises
-    ------
-    ValueError, TypeError
-        If the budget is below the rank-one size of all trains together, the lengths disagree, or
-        a spectrum is not one-dimensional, finite, nonnegative and descending.
-
-    Notes
-    -----
-    For two-site trains the greedy choice is optimal up to the size of one direction; for longer ones, whose bonds
-    share cores, it is a heuristic. Cost: O(D log D) for D dropped directions.
-
-    Examples
-    --------
-    >>> flat, steep = np.ones(4) / 2, np.array([1.0, 0.1, 0.01, 0.001])
-    >>> allot_ranks([[flat], [steep]], [(4, 4), (4, 4)], budget=40)
-    [(1, 4, 1), (1, 1, 1)]
-    """
-    budget = positive_int(budget, "budget")
-    if len(spectra) != len(sizes):
-        raise ValueError(
-            f"allot_ranks: got {len(spectra)} trains of spectra and {len(sizes)} of sizes, expected as many"
-        )
-    checked = [[_check_spectrum(spectrum) for spectrum in train] for train in spectra]
-    scale = _largest(checked)
-    trains = [
-        _Train(train, dimensions(train_sizes, "sizes"), scale)
-        for train, train_sizes in zip(checked, sizes, strict=True)
-    ]
-    minimum = sum(sum(train.sizes) for train in trains)
-    if budget < minimum:
-        raise ValueError(f"budget: got {budget} parameters, the rank-one size is {minimum}; allow at least that many")
-    used = _drop_to(trains, budget)
-    _raise_within(trains, budget - used)
-    return [train.as_tuple() for train in trains]
-
-
-def _drop_to(trains: list[_Train], budget: int) -> int:
-    """Drop the cheapest directions until the budget holds; return the parameters in use."""
-    used = sum(train.n_parameters for train in trains)
-    # Only the changed train's cheapest drop changes, hence one entry per train.
-    heap = [(drop, k) for k, train in enumerate(trains) if (drop := min(train.drops(), default=None)) is not None]
-    heapq.heapify(heap)
-    while used > budget:
-        drop, k = heap[0]
-        trains[k].ranks = list(drop.ranks)
-        used -= drop.saving
-        following = min(trains[k].drops(), default=None)
-        if following is None:
-            heapq.heappop(heap)
-        else:
-            heapq.heapreplace(heap, (following, k))
-    return used
-
-
-def _raise_within(trains: list[_Train], spare: int) -> None:
-    """Raise the most valuable bond that fits, until none does."""
-    raises = [[rise for rise in train.raises() if rise.cost <= spare] for train in trains]
-    while any(raises):
-        best, k = max((max(train), k) for k, train in enumerate(raises) if train)
-        trains[k].ranks = list(best.ranks)
-        spare -= best.cost
-        raises[k] = list(trains[k].raises())
-        raises = [[rise for rise in train if rise.cost <= spare] for train in raises]
-
-
-def _check_spectrum(spectrum: Any) -> np.ndarray:
-    values = to_numpy(spectrum if hasattr(spectrum, "dtype") else np.asarray(spectrum, dtype=float))
-    if values.ndim != 1 or values.size == 0:
-        raise ValueError(f"spectra: got one of shape {values.shape}, expected vectors with at least one entry")
-    # up to rounding: two degenerate values may come in either order
-    if not (np.all(np.isfinite(values)) and np.all(values >= 0) and np.all(np.diff(values) <= 1e-6 * values[0])):
-        raise ValueError("spectra: got one that is not finite, nonnegative and descending; pass Schmidt values, sorted")
-    return values
-
-
-def _largest(trains: Sequence[Spectra]) -> float:
-    largest = max((float(np.max(spectrum)) for train in trains for spectrum in train), default=0.0)
-    return largest if largest > 0 else 1.0
-
-
-@dataclass(frozen=True, order=True)
-class _Drop:
-    """Lowering one bond by one, and what must follow: ordered by price, the dearer the later."""
-
-    price: float
-    loss: float
-    saving: int
-    ranks: tuple[int, ...]
-
-
-@dataclass(frozen=True, order=True)
-class _Raise:
-    """Raising one bond by one, and what must follow: ordered by worth, the better the later."""
-
-    worth: float
-    cost: int
-    ranks: tuple[int, ...]
-
-
-class _Train:
-    """The ranks of one train while they are being chosen."""
-
-    def __init__(self, spectra: Spectra, sizes: Sequence[int], scale: float) -> None:
-        if len(spectra) != len(sizes) - 1:
-            raise ValueError(f"spectra: got {len(spectra)} for {len(sizes)} sites, expected one per inner bond")
-        self.sizes = tuple(sizes)
-        # Schmidt weights, in units in which their sums neither overflow nor vanish
-        self.weights = [np.square(np.asarray(spectrum, dtype=float) / scale) for spectrum in spectra]
-        self.norm2 = max((float(np.sum(weights)) for weights in self.weights), default=0.0)
-        self.full = clip_ranks(sizes, [1, *(len(spectrum) for spectrum in spectra), 1])
-        self.ranks = list(self.full)
-
-    @property
-    def n_parameters(self) -> int:
-        return n_parameters(self.sizes, self.ranks)
-
-    def as_tuple(self) -> tuple[int, ...]:
-        return tuple(self.ranks)
-
-    def drops(self) -> Iterator[_Drop]:
-        """Every way to lower one bond by one, neighbours following where they must."""
-        before = self.n_parameters
-        for bond in range(1, len(self.sizes)):
-            if self.ranks[bond] == 1:
-                continue
-            lowered = self.ranks.copy()
-            lowered[bond] -= 1
-            ranks = clip_ranks(self.sizes, lowered)
-            loss = self._between(ranks, self.ranks)
-            saving = before - n_parameters(self.sizes, ranks)
-            yield _Drop(loss / saving, loss, saving, ranks)
-
-    def raises(self) -> Iterator[_Raise]:
-        """Every way to raise one bond by one, neighbours following where they must."""
-        before = self.n_parameters
-        for bond in range(1, len(self.sizes)):
-            if self.ranks[bond] == self.full[bond]:
-                continue
-            raised = self.ranks.copy()
-            raised[bond] += 1
-            ranks = _lift(self.sizes, raised)  # within the full ranks, which a train can have
-            cost = n_parameters(self.sizes, ranks) - before
-            yield _Raise(self._between(self.ranks, ranks) / cost, cost, ranks)
-
-    def _between(self, lower: Sequence[int], upper: Sequence[int]) -> float:
-        """The Schmidt weight of the directions that only the upper ranks keep."""
-        return sum(
-            float(np.sum(weights[less:more]))
-            for weights, less, more in zip(self.weights, lower[1:-1], upper[1:-1], strict=True)
-            if less < more
-        )

@@ -11,15 +11,16 @@ import tempfile
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, Protocol
 
 import numpy as np
 
-from ._backend import as_numpy, backend_of, check_dtype, dtype_name, is_half, peak, working
+from ._backend import as_numpy, backend_of, check_dtype, dtype_name, peak, working
 from ._mpo import MPO
-from ._randomized import Sketch, Split, Unfolding, all_splits, check_sketch, known_ranks, sketched
+from ._randomized import Sketch, all_splits, check_sketch, count, known_ranks, sketched
 from ._shapes import MPOShape, as_shape, positive_int
-from ._train import check_center
+from ._train import Frame, check_center
+from ._unfolding import Split, Unfolding
 
 Progress = Callable[[int, int], None]
 
@@ -35,6 +36,7 @@ def stream_decompose(
     rank: Any,
     *,
     memory: int = 2**30,
+    seed: int = 0,
     sketch: Sketch = _SKETCH,
     center: int | None = None,
     progress: Progress | None = None,
@@ -53,9 +55,10 @@ def stream_decompose(
         Ranks that are known beforehand; other policies need the whole spectra.
     memory : int
         The bytes that may be in use at a time, beside the interpreter and the blocks of an iterable.
+    seed : int
+        The same seed gives the same result.
     sketch : Sketch, optional
-        Oversampling, power iterations and seed. The matrix is read ``2 q + 3`` times for q power iterations, once more
-        if it is of float16.
+        Oversampling and power iterations. The matrix is read ``2 q + 4`` times for q power iterations.
     center : int, optional
         The orthogonality center, by default ``order // 2``.
     progress : callable, optional
@@ -87,17 +90,17 @@ def stream_decompose(
     >>> mpo.ranks, mpo.truncation.error < 1e-10
     ((1, 2, 2, 1), True)
     """
-    memory, sketch = positive_int(memory, "memory"), check_sketch(sketch)
+    memory = positive_int(memory, "memory")
+    seed, sketch = count(seed, "seed"), check_sketch(sketch)
     planned = None if shape is None else as_shape(shape)
     with _opened(source, planned) as rows:
         shape = as_shape(planned, rows.shape)
         center = check_center(center, shape.order)
-        ranks = known_ranks(rank, shape)
+        ranks = known_ranks(rank, shape.site_sizes)
         split, height = _plan(shape, ranks, sketch, rows.dtype, memory)
-        passes = 2 * sketch.power_iterations + 3 + is_half(np.empty(0, rows.dtype))
-        chunks = _Chunks(rows, split, height, passes, progress)
-        where = working(np.empty(0, rows.dtype))
-        return sketched(Unfolding(split, where, chunks), ranks, sketch, center, rows.dtype.name)
+        chunks = _Chunks(rows, split, height, 2 * sketch.power_iterations + 4, progress)
+        M = Unfolding(split, working(np.empty(0, rows.dtype)), chunks)
+        return sketched(M, ranks, seed, sketch, center, rows.dtype.name)
 
 
 def _plan(shape: MPOShape, ranks: tuple[int, ...], sketch: Sketch, dtype: np.dtype, memory: int) -> tuple[Split, int]:
@@ -106,6 +109,7 @@ def _plan(shape: MPOShape, ranks: tuple[int, ...], sketch: Sketch, dtype: np.dty
         raise ValueError(
             "shape: got one site, expected at least two; the only core would be the matrix itself, which does not fit"
         )
+    frame = Frame(MPO, tuple(zip(shape.rows, shape.cols, strict=True)))
     cols = shape.matrix_shape[1]
     itemsize = working(np.empty(0, dtype)).itemsize
 
@@ -113,9 +117,9 @@ def _plan(shape: MPOShape, ranks: tuple[int, ...], sketch: Sketch, dtype: np.dty
         return _SIDE_COPIES * split.entries * (16 if dtype.kind == "c" else 8)
 
     def fibre(split: Split) -> int:
-        return _CHUNK_COPIES * split.suffix.matrix_shape[0] * cols * itemsize
+        return _CHUNK_COPIES * split.fibre * cols * itemsize
 
-    splits = list(all_splits(shape, ranks, sketch))
+    splits = all_splits(frame, ranks, sketch)
     fitting = [split for split in splits if sides(split) + fibre(split) <= memory]
     if not fitting:
         needed = min(sides(split) + fibre(split) for split in splits)
@@ -125,7 +129,7 @@ def _plan(shape: MPOShape, ranks: tuple[int, ...], sketch: Sketch, dtype: np.dty
         )
     split = min(fitting, key=lambda split: (split.entries, fibre(split)))
     fibres = (memory - sides(split)) // fibre(split)
-    return split, min(fibres * split.suffix.matrix_shape[0], shape.matrix_shape[0])
+    return split, min(fibres * split.fibre, shape.matrix_shape[0])
 
 
 @dataclass
@@ -149,17 +153,16 @@ class _Chunks:
                 self.progress(self.done, self.passes * total)
 
 
-class _Rows:
+class _Rows(Protocol):
     """A matrix as something to read rows from, again and again."""
 
     shape: tuple[int, int]
     dtype: np.dtype
 
-    def read(self, start: int, stop: int) -> np.ndarray:
-        raise NotImplementedError
+    def read(self, start: int, stop: int) -> np.ndarray: ...
 
 
-class _Sliced(_Rows):
+class _Sliced:
     """The rows of an array-like."""
 
     def __init__(self, source: Any) -> None:
@@ -180,7 +183,7 @@ class _Sliced(_Rows):
         return block
 
 
-class _Spooled(_Rows):
+class _Spooled:
     """The rows of blocks that come once, kept in a file."""
 
     def __init__(self, blocks: Iterable[Any], planned: MPOShape | None, file: BinaryIO) -> None:

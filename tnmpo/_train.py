@@ -3,16 +3,33 @@
 from __future__ import annotations
 
 import math
+import operator
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from numbers import Integral
+from numbers import Complex, Integral, Real
 from typing import Any, ClassVar, Generic, Self, TypeVar
 
+import numpy as np
+
 from . import _chain
-from ._backend import Array, all_finite, backend_of, cast, check_dtype, device_of, dtype_name, permute, working
+from ._backend import (
+    Array,
+    all_finite,
+    backend_of,
+    cast,
+    check_dtype,
+    conj,
+    device_of,
+    dtype_name,
+    peak,
+    permute,
+    working,
+)
 from ._bounds import Truncation
 from ._shapes import n_parameters, shown
+
+_COMPLEX_DTYPE = {"float32": "complex64", "float64": "complex128"}
 
 
 class Train(ABC):
@@ -22,6 +39,8 @@ class Train(ABC):
     """
 
     __slots__ = ("center", "cores", "truncation")
+
+    __array_ufunc__ = None  # numpy's arrays and scalars leave the operators to the train
 
     core_axes: ClassVar[tuple[str, ...]]
     advice: ClassVar[str]  # what to do with a core of other axes
@@ -56,6 +75,51 @@ class Train(ABC):
     def frame(self) -> Frame[Self]:
         """What the cores stand for once their site axes are merged into one."""
         return Frame(type(self), tuple(tuple(map(int, core.shape[1:-1])) for core in self.cores))
+
+    def __add__(self, other: Self) -> Self:
+        """The sum; its bonds are the sums of the two. ``tnmpo.truncate`` takes off what is superfluous."""
+        if not isinstance(other, Train):
+            return NotImplemented
+        check_alike(self, other)
+        cores = _chain.add(_merged(self), _merged(other))
+        return self.frame.build(cores, dtype_name(self.cores[0]))
+
+    def __radd__(self, other: int) -> Self:
+        """So that the builtin ``sum``, which begins with 0, adds trains."""
+        return self if isinstance(other, int) and other == 0 else NotImplemented
+
+    def __sub__(self, other: Self) -> Self:
+        """The difference, as the sum."""
+        return self + -other if isinstance(other, Train) else NotImplemented
+
+    def __neg__(self) -> Self:
+        return self * -1
+
+    def __mul__(self, scalar: Any) -> Self:
+        """The train times a scalar, in the same gauge: the center takes it (site 0 where none is known)."""
+        return self._scaled(scalar, operator.mul)
+
+    __rmul__ = __mul__
+
+    def __truediv__(self, scalar: Any) -> Self:
+        """The train over a scalar, as ``*``."""
+        return self._scaled(scalar, operator.truediv)
+
+    def _scaled(self, scalar: Any, operation: Callable[[Array, Any], Array]) -> Self:
+        kind = dtype_name(self.cores[0])
+        factor = as_scalar(scalar, self.cores[0], divisor=operation is operator.truediv)
+        if factor is NotImplemented:
+            return NotImplemented
+        if is_complex(factor) and "complex" not in kind:
+            kind = _COMPLEX_DTYPE[kind]
+        cores = [cast(core, kind) for core in self.cores]
+        site = 0 if self.center is None else self.center
+        cores[site] = operation(cores[site], factor if isinstance(factor, complex | float) else cast(factor, kind))
+        return type(self)(cores, center=self.center)
+
+    def conj(self) -> Self:
+        """The complex conjugate, in the same gauge."""
+        return type(self)([_conjugate(core) for core in self.cores], center=self.center)
 
     @abstractmethod
     def _dense(self) -> Array:
@@ -123,7 +187,7 @@ class Frame(Generic[AnyTrain]):
 
 def chain_of(train: Train) -> list[Array]:
     """The cores with their site axes merged into one, in a precision that can be factorised."""
-    return [working(core.reshape((core.shape[0], -1, core.shape[-1]))) for core in train.cores]
+    return [working(core) for core in _merged(train)]
 
 
 def check_train(train: Any, argument: str = "train", kind: type[Train] = Train) -> Any:
@@ -140,6 +204,67 @@ def check_train(train: Any, argument: str = "train", kind: type[Train] = Train) 
     return train
 
 
+def check_alike(one: Train, other: Train) -> None:
+    """Refuse two trains that are not of one kind, backend, dtype and device, with the same sites."""
+    if type(one) is not type(other):
+        raise TypeError(
+            f"other: got a {type(other).__name__}, expected a {type(one).__name__} as the first; "
+            "only a product @ takes one of each"
+        )
+    check_same_place(one.cores[0], other.cores[0])
+    if one.frame.site_shapes != other.frame.site_shapes:
+        raise ValueError(
+            f"other: got sites {other.frame.site_shapes}, expected {one.frame.site_shapes} as of the first; "
+            "decompose both in one shape"
+        )
+
+
+def check_same_place(mine: Array, other: Array) -> None:
+    """Refuse an array of another backend, dtype or device."""
+    wanted, got = (
+        f"{backend_of(array, 'other').backend_name} {dtype_name(array)} on {device_of(array)}"
+        for array in (mine, other)
+    )
+    if got != wanted:
+        raise TypeError(f"other: got {got}, expected {wanted}; convert them to one backend, dtype and device")
+
+
+def as_scalar(scalar: Any, where: Array, *, divisor: bool = False) -> Any:
+    """A number, or an array without axes, that multiplies ``where``; NotImplemented for what is none of ours.
+
+    It is weak: it never changes the precision of ``where``, though a complex one makes it complex.
+    """
+    kind = dtype_name(where)
+    if isinstance(scalar, Train):
+        name = type(scalar).__name__
+        raise TypeError(f"scalar: got a {name}, expected a number; products are @ and tnmpo.hadamard")
+    if isinstance(scalar, Complex) and not isinstance(scalar, bool):
+        scalar = float(scalar) if isinstance(scalar, Real) else complex(scalar)
+        largest = abs(scalar)
+    elif hasattr(scalar, "shape") and hasattr(scalar, "dtype"):
+        if len(scalar.shape) > 0:
+            raise TypeError(f"scalar: got an array of {len(scalar.shape)} axes, expected a number; for products use @")
+        expected = backend_of(where, "cores").backend_name
+        if backend_of(scalar, "scalar").backend_name != expected:
+            raise TypeError(f"scalar: got a {type(scalar).__name__}, expected a number or an array of {expected}")
+        check_dtype(scalar, "scalar")
+        largest = peak(scalar)
+    else:
+        return NotImplemented
+    if divisor and largest == 0:
+        raise ZeroDivisionError("scalar: got 0, expected a number that divides")
+    if not largest <= float(np.finfo(kind if kind != "bfloat16" else "float32").max):
+        raise ValueError(f"scalar: got {scalar}, expected a finite number within the range of {kind}; scale in steps")
+    if is_complex(scalar) and "complex" not in kind and kind not in _COMPLEX_DTYPE:
+        raise TypeError(f"scalar: got the complex {scalar}, which {kind} has no partner for; convert the cores first")
+    return scalar
+
+
+def is_complex(scalar: Any) -> bool:
+    """Whether a number or an array has an imaginary part, be it 0."""
+    return isinstance(scalar, complex) or "complex" in str(getattr(scalar, "dtype", ""))
+
+
 def check_center(center: Any, order: int) -> int:
     """``center`` as a site index; None is ``order // 2``."""
     if center is None:
@@ -152,9 +277,20 @@ def check_center(center: Any, order: int) -> int:
     return site
 
 
+def _merged(train: Train) -> list[Array]:
+    """The cores with their site axes merged into one, as they are."""
+    return [core.reshape((core.shape[0], -1, core.shape[-1])) for core in train.cores]
+
+
+def _conjugate(core: Array) -> Array:
+    conjugated = conj(core)
+    # torch only marks its tensors as conjugated, which numpy and files cannot read
+    return conjugated.resolve_conj() if hasattr(conjugated, "resolve_conj") else conjugated
+
+
 def contracted(train: Train) -> Array:
     """All entries, flattened in the order of the sites, in the dtype of the cores."""
-    return _chain.contract([core.reshape((core.shape[0], -1, core.shape[-1])) for core in train.cores])
+    return _chain.contract(_merged(train))
 
 
 def interleaved(dense: Array, frame: Frame[Any]) -> Array:

@@ -2,22 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 from . import _chain, _weighted
-from ._backend import Array, cast, double, dtype_name, is_half, to_numpy, working
+from ._backend import Array, cast, double, dtype_name, is_half, resolution, to_numpy, working
 from ._bounds import Truncation, certify, l2_norm
-from ._factor import naming
-from ._fit import WeightedProblem, refine
+from ._factor import Rank, naming
+from ._fit import refine
+from ._joint import BlockCut, WeightedProblem
 from ._mpo import MPO
-from ._ranks import Tolerance, choose_ranks
+from ._ranks import BothPolicies, Tolerance, choose_ranks
 from ._shapes import MPOShape
 from ._train import AnyTrain, Frame, Train, chain_of, check_center, check_train
 from ._weights import SiteRoots, Weight, check_weight
 
 _ALS_SWEEPS, _ALS_TOLERANCE = 4, 1e-3  # of a weighted cut; tnmpo.als_fit goes further
+_TRIALS = 5  # cuts to find the ranks of a tolerance
 
 
 def truncate(train: AnyTrain, rank: Any, *, weight: Weight | None = None) -> AnyTrain:
@@ -62,7 +66,8 @@ def truncate(train: AnyTrain, rank: Any, *, weight: Weight | None = None) -> Any
         if weight is not None:
             check_weight(weight)
             if check_train(train, kind=MPO).shape.is_low_rank:
-                return cut_low_rank(_weighted.of_train(cores, weight), train.frame, rank, center, train, weight)
+                factors = partial(_weighted.of_train, cores)
+                return cut_low_rank(factors, train.frame, rank, center, train, weight)
             exact, _ = _chain.schmidt([double(core) for core in cores], center)
             return cut_weighted(exact, train.frame, rank, center, train, weight)
         cores, spectra = _chain.schmidt(cores, center)
@@ -89,7 +94,7 @@ def cut_canonical(
 
 
 def cut_low_rank(
-    factors: _weighted.Factors,
+    factors: Callable[[Weight, Rank], _weighted.Factors],
     frame: Frame[AnyTrain],
     rank: Any,
     center: int,
@@ -97,14 +102,17 @@ def cut_low_rank(
     weight: Weight,
 ) -> AnyTrain:
     """The same for a low-rank shape in a weighted norm, where the optimum is one SVD."""
-    spectrum = to_numpy(factors.spectrum)
     order = len(frame.site_shapes)
-    spectra = [spectrum] * (order - 1)
-    ranks = choose_ranks(rank, spectra, frame.site_sizes)
-    kept = min(ranks[1:-1])
+
+    def chosen(spectrum: Array) -> tuple[int, ...]:
+        return choose_ranks(rank, [to_numpy(spectrum)] * (order - 1), frame.site_sizes)
+
+    best = factors(weight, lambda spectrum: min(chosen(spectrum)[1:-1]))
+    spectrum = to_numpy(best.spectrum)
+    kept = best.left.shape[1]
     norm = l2_norm(spectrum)
-    record = certify(ranks, spectra, l2_norm(spectrum[kept:]), norm)
-    return _finish(_weighted.train(factors, kept, order), frame, center, source, weight, record, norm)
+    record = certify(chosen(spectrum), [spectrum] * (order - 1), l2_norm(spectrum[kept:]), norm)
+    return _finish(_weighted.train(best, order), frame, center, source, weight, record, norm)
 
 
 def cut_weighted(
@@ -123,25 +131,19 @@ def cut_weighted(
     """
     rows, cols = zip(*frame.site_shapes, strict=True)
     roots, is_product = weight.site_roots(MPOShape(rows, cols), cores[0])
-    spectra = _weighted.bond_spectra(cores, frame.site_shapes, roots)
-    if is_product or not spectra:
+    if is_product:
+        spectra = _weighted.bond_spectra(cores, frame.site_shapes, roots)
         ranks = choose_ranks(rank, spectra, frame.site_sizes)
         kept, error = _cut_in_product(cores, frame, center, roots, ranks)
         norm = _chain.norm(_weighted.absorb(cores, frame.site_shapes, roots))
         return _finish(kept, frame, center, source, weight, certify(ranks, spectra, error, norm), norm)
-    problem = WeightedProblem(frame.build(cores, dtype_name(cores[0]))._dense(), frame, weight)
-    allowed = rank
-    while True:
-        ranks = choose_ranks(allowed, spectra, frame.site_sizes)
-        kept, error, plain_error = _cut_by_als(problem, cores, frame, center, roots, ranks)
-        relative = error / problem.norm if problem.norm > 0 else 0.0
-        if not isinstance(rank, Tolerance) or relative <= rank.relative:
-            break
-        # the spectra are those of another metric: what it promises is not what came out, so ask for more
-        allowed = Tolerance(allowed.relative * min(0.9, rank.relative / relative))
+    trials = _Trials(cores, frame, weight, center)
+    ranks = trials.ranks(rank)
+    kept, error, plain_error = trials.cut(ranks)
     # no spectrum bounds an error in this norm from below; from above, the plain cut does
-    record = Truncation(tuple(ranks), error, relative, 0.0, plain_error, tuple(spectra))
-    return _finish(kept, frame, center, source, weight, record, problem.norm)
+    relative = error / trials.norm if trials.norm > 0 else 0.0
+    record = Truncation(ranks, error, relative, 0.0, plain_error, tuple(trials.spectra))
+    return _finish(kept, frame, center, source, weight, record, trials.norm)
 
 
 def _cut_in_product(
@@ -156,23 +158,62 @@ def _cut_in_product(
     return (plain, plain_error) if plain_error < error else (kept, error)
 
 
-def _cut_by_als(
-    problem: WeightedProblem,
-    cores: Sequence[Array],
-    frame: Frame[Any],
-    center: int,
-    roots: SiteRoots,
-    ranks: Sequence[int],
-) -> tuple[Sequence[Array], float, float]:
-    """ALS from the better of the plain cut and the one in the product of the metric's marginals."""
-    if _keeps_all(cores, ranks):
-        return cores, 0.0, 0.0
-    kept, _ = _weighted.cut(cores, frame.site_shapes, roots, ranks)
-    plain, _ = _chain.cut(cores, center, ranks)
-    plain_error = problem.error(plain)
-    start = plain if plain_error <= problem.error(kept) else kept
-    kept, errors, _ = refine(problem, start, _ALS_SWEEPS, _ALS_TOLERANCE)
-    return kept, errors[-1], plain_error
+class _Trials:
+    """Cuts of one train in a metric that is no product over the sites, each measured, none made twice."""
+
+    def __init__(self, cores: Sequence[Array], frame: Frame[Any], weight: Weight, center: int) -> None:
+        self.problem = WeightedProblem(frame.build(cores, dtype_name(cores[0]))._dense(), frame, weight)
+        self.blocks = BlockCut(cores, frame, weight)
+        self.spectra = self.blocks.spectra()
+        self.norm = self.problem.norm
+        self.sizes, self.center = frame.site_sizes, center
+        self.made: dict[tuple[int, ...], tuple[Sequence[Array], float, float]] = {}
+
+    def cut(self, ranks: tuple[int, ...]) -> tuple[Sequence[Array], float, float]:
+        """The cores, their error and that of the plain cut, by ALS from the better of two starts."""
+        if ranks not in self.made:
+            self.made[ranks] = self._cut(ranks)
+        return self.made[ranks]
+
+    def _cut(self, ranks: tuple[int, ...]) -> tuple[Sequence[Array], float, float]:
+        if _keeps_all(self.blocks.cores, ranks):
+            return self.blocks.cores, 0.0, 0.0
+        kept = self.blocks.cut(ranks)
+        plain, _ = _chain.cut(self.blocks.cores, self.center, ranks)
+        plain_error = self.problem.error(plain)
+        start = plain if plain_error <= self.problem.error(kept) else kept
+        kept, errors, _ = refine(self.problem, start, _ALS_SWEEPS, _ALS_TOLERANCE)
+        return kept, errors[-1], plain_error
+
+    def ranks(self, policy: Any) -> tuple[int, ...]:
+        """What the policy chooses; a tolerance by measuring, for the spectra are those of other metrics."""
+        if isinstance(policy, BothPolicies):
+            first, second = self.ranks(policy.first), self.ranks(policy.second)
+            return tuple(map(min, first, second))
+        if not isinstance(policy, Tolerance):
+            return choose_ranks(policy, self.spectra, self.sizes)
+        return self._within(float(policy.relative))
+
+    def _within(self, limit: float) -> tuple[int, ...]:
+        """The ranks of the fewest parameters that were found to have a relative error of at most ``limit``."""
+        slack = 64 * resolution(self.blocks.cores[0])
+        asked, kept, lost, trial = limit, None, math.inf, 0
+        while True:
+            trial += 1
+            ranks = Tolerance(asked).choose(self.spectra, self.sizes)
+            relative = self.cut(ranks)[1] / self.norm if self.norm > 0 else 0.0
+            if relative <= limit + slack:
+                kept = (asked, ranks)
+            else:
+                lost = asked
+            if kept is not None and (trial >= _TRIALS or 0.9 * limit <= relative <= limit or max(kept[1]) == 1):
+                return kept[1]
+            if kept is None:
+                asked *= min(0.9, limit / relative)
+            elif lost == math.inf:
+                asked *= min(4.0, limit / relative) if relative > 0 else 4.0
+            else:
+                asked = math.sqrt(kept[0] * lost)
 
 
 def _keeps_all(cores: Sequence[Array], ranks: Sequence[int]) -> bool:
@@ -196,14 +237,14 @@ def _finish(
     train = frame.build(cores, dtype_name(given), center=center)
     if is_half(given):
         # What the sweep discarded is not all: the cores were rounded to 16 bits afterwards.
-        before = _dense(source) if isinstance(source, Train) else working(source)
-        residual = before - _dense(train)
+        before = rebuilt(source) if isinstance(source, Train) else working(source)
+        residual = before - rebuilt(train)
         error = l2_norm(to_numpy(residual)) if weight is None else weight.norm(residual)
         record = replace(record, error=error, relative_error=error / norm if norm > 0 else 0.0)
     train.truncation = record
     return train
 
 
-def _dense(train: Train) -> Array:
+def rebuilt(train: Train) -> Array:
     """The dense array of the cores as they are, without the rounding that contracting them in 16 bits would add."""
     return type(train)([working(core) for core in train.cores])._dense()

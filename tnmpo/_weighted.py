@@ -29,6 +29,7 @@ from ._backend import (
     backend_of,
     cast,
     conj,
+    detach,
     double,
     dtype_name,
     like,
@@ -37,17 +38,17 @@ from ._backend import (
     transposed,
 )
 from ._bounds import l2_norm
-from ._factor import thin_qr, thin_svd
-from ._weights import SiteRoots, Weight, multiplied, times
+from ._factor import Rank, thin_qr, thin_svd
+from ._weights import SiteRoots, Weight, from_right, multiplied, on_middle, times
 
 SiteShapes = Sequence[tuple[int, ...]]
 
 
 @dataclass(frozen=True)
 class Factors:
-    """``W = left @ right`` in the weighted Schmidt basis: the first r directions are the best of rank r.
+    """``W' = left @ right``, the best of its rank r in the weighted norm.
 
-    ``left`` is (I, k), ``right`` (k, J), ``spectrum`` (k,) the weighted Schmidt values; double precision.
+    ``left`` is (I, r), ``right`` (r, J), ``spectrum`` (k,) all weighted Schmidt values; double precision.
     """
 
     left: Array
@@ -55,19 +56,19 @@ class Factors:
     spectrum: Array
 
 
-def of_matrix(matrix: Array, weight: Weight) -> Factors:
-    """The weighted factors of a dense (I, J) matrix."""
+def of_matrix(matrix: Array, weight: Weight, rank: Rank) -> Factors:
+    """The best factors of a dense (I, J) matrix, of a rank that may depend on the spectrum."""
     rows, cols = map(multiplied, weight.roots(tuple(matrix.shape), matrix))
     matrix = double(matrix)
     if rows is not None and cols is not None:
-        return _both_sides(matrix, rows, cols)
+        return _both_sides(matrix, rows, cols, rank)
     if rows is not None:
-        return _transposed(_columns(*_isometry(transposed(matrix)), conj(rows)))
-    return _columns(*_isometry(matrix), cols)
+        return _transposed(_columns(*_isometry(transposed(matrix)), conj(rows), rank))
+    return _columns(*_isometry(matrix), cols, rank)
 
 
-def of_train(cores: Sequence[Array], weight: Weight) -> Factors:
-    """The weighted factors of a low-rank train; the matrix is formed only where both sides are weighted."""
+def of_train(cores: Sequence[Array], weight: Weight, rank: Rank) -> Factors:
+    """The same of a low-rank train; the matrix is formed only where both sides are weighted."""
     cores = [double(core) for core in cores]
     left = cores[0].reshape(-1, cores[0].shape[2])  # (I, k)
     for core in cores[1:-1]:
@@ -75,18 +76,18 @@ def of_train(cores: Sequence[Array], weight: Weight) -> Factors:
     right = cores[-1].reshape(cores[-1].shape[0], -1)  # (k, J)
     rows, cols = map(multiplied, weight.roots((left.shape[0], right.shape[1]), left))
     if rows is not None and cols is not None:
-        return _both_sides(left @ right, rows, cols)
+        return _both_sides(left @ right, rows, cols, rank)
     if rows is not None:
         q, r = thin_qr(transposed(right))  # (J, k), (k, k)
-        return _transposed(_columns(q, r @ transposed(left), conj(rows)))
+        return _transposed(_columns(q, r @ transposed(left), conj(rows), rank))
     q, r = thin_qr(left)  # (I, k), (k, k)
-    return _columns(q, r @ right, cols)
+    return _columns(q, r @ right, cols, rank)
 
 
-def train(factors: Factors, rank: int, order: int) -> list[Array]:
-    """The three-way cores of the best matrix of that rank: left, identities, right."""
-    left, right = factors.left[:, :rank], factors.right[:rank]
-    identity = cast(like(np.eye(rank), left), dtype_name(left))
+def train(factors: Factors, order: int) -> list[Array]:
+    """Their three-way cores: left, identities, right."""
+    left, right = factors.left, factors.right
+    identity = cast(like(np.eye(left.shape[1]), left), dtype_name(left))
     middle = [identity[:, None, :]] * (order - 2)
     return [left[None, :, :], *middle, right[:, :, None]]
 
@@ -121,22 +122,30 @@ def cut(cores: Sequence[Array], sites: SiteShapes, roots: SiteRoots, ranks: Sequ
     for k in range(len(cores) - 1):
         #  ◌━◌━●━●━●      before bond k: the sites left of it are cut, ◌
         #  ◌━◌━◌━●━●      after: x went into site k, y into site k + 1
-        left, size, right = cores[k].shape
-        weighted = on_site(cores[k], sites[k], roots[k])
-        left_factor = _extended(left_factor, weighted)  # (q, right)
+        left_factor = _extended(left_factor, on_site(cores[k], sites[k], roots[k]))  # (q, right)
         rank = ranks[k + 1]
-        if rank == right:
+        if rank == cores[k].shape[2]:
             continue
-        u, spectrum, rest = thin_svd(left_factor @ rights[k + 1], rank)
+        x, y, spectrum = projector(left_factor, rights[k + 1], rank)
         discarded.append(l2_norm(to_numpy(spectrum[rank:])))
-        inverse = _inverse(spectrum, rank)[None, :]
-        x = (rights[k + 1] @ adjoint(rest)) * inverse * inverse  # over s twice, one of them that of rest
-        cores[k] = (cores[k].reshape(left * size, right) @ x).reshape(left, size, rank)
-        following = cores[k + 1]
-        carried = (adjoint(u) @ left_factor) @ following.reshape(right, -1)
-        cores[k + 1] = carried.reshape(rank, following.shape[1], following.shape[2])
+        cores[k : k + 2] = through(cores[k], x, y, cores[k + 1])
         left_factor = left_factor @ x
     return cores, l2_norm(np.array(discarded))
+
+
+def projector(left_factor: Array, right_factor: Array, rank: int) -> tuple[Array, Array, Array]:
+    """``x`` (old bond, rank) and ``y`` (rank, old bond) of a bond, and the spectrum that it has."""
+    u, spectrum, rest = thin_svd(left_factor @ right_factor, rank)
+    return _over(right_factor, rest, spectrum), adjoint(u) @ left_factor, spectrum
+
+
+def through(core: Array, x: Array, y: Array, following: Array) -> list[Array]:
+    """A core and the one right of it, ``x`` and ``y`` multiplied into the bond between them."""
+    left, size, right = core.shape
+    return [
+        (core.reshape(left * size, right) @ x).reshape(left, size, -1),
+        (y @ following.reshape(right, -1)).reshape(-1, following.shape[1], following.shape[2]),
+    ]
 
 
 def _extended(factor: Array, weighted: Array) -> Array:
@@ -160,26 +169,25 @@ def on_site(core: Array, site: tuple[int, ...], factors: tuple[Array | None, Arr
     row_root, col_root = factors
     turned = core.reshape(left, rows, cols * right)
     if row_root is not None:
-        turned = _apply(row_root, turned)
+        turned = on_middle(row_root, turned)
     turned = turned.reshape(left * rows, cols, right)
     if col_root is not None:
-        turned = _apply(transposed(col_root) if len(col_root.shape) == 2 else col_root, turned)
+        turned = on_middle(from_right(col_root), turned)
     return turned.reshape(left, rows * cols, right)
 
 
-def _apply(root: Array, blocks: Array) -> Array:
-    """A root on the middle index of ``(b, size, c)`` blocks."""
-    if len(root.shape) == 1:
-        return blocks * root[None, :, None]
-    kind = str(np.promote_types(dtype_name(root), dtype_name(blocks)))
-    return cast(root, kind) @ cast(blocks, kind)
+def _over(matrix: Array, rest: Array, spectrum: Array) -> Array:
+    """``matrix rest^+``, with ``rest = s v^H`` of a cut bond; a value that is all rounding weighs nothing.
 
-
-def _inverse(spectrum: Array, rank: int) -> Array:
-    """``1 / s`` of the kept values; a value that is all rounding has no direction, and weighs nothing."""
-    backend, kept = backend_of(spectrum, "spectrum"), spectrum[:rank]
-    resolved = kept > len(spectrum) * resolution(spectrum) * spectrum[0]
-    return backend.where(resolved, 1 / backend.where(resolved, kept, kept * 0 + 1), kept * 0)
+    In the derivative bonds turn (see ``_factor``), so that s alone would be wrong. The inverse is written as
+    ``r^H (r r^H)^-1 / s`` with ``r = rest / s`` and s a constant: ``r r^H`` is 1, and its inverse moves as minus it.
+    """
+    backend, kept = backend_of(spectrum, "spectrum"), detach(spectrum[: rest.shape[0]])
+    resolved = kept > len(spectrum) * resolution(spectrum) * kept[0]
+    inverse = backend.where(resolved, 1 / backend.where(resolved, kept, kept * 0 + 1), kept * 0)
+    unit = inverse[:, None] * rest  # (r, n)
+    product, gram = matrix @ adjoint(unit), unit @ adjoint(unit)
+    return (product - product @ (gram - detach(gram))) * inverse[None, :]
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -194,13 +202,13 @@ def _isometry(matrix: Array) -> tuple[Array | None, Array]:
     return None, matrix
 
 
-def _columns(isometry: Array | None, core: Array, root: Array | None) -> Factors:
+def _columns(isometry: Array | None, core: Array, root: Array | None, rank: Rank) -> Factors:
     """The factors of ``isometry @ core`` where only columns are weighted: ``u u^H core``.
 
     The core is not taller than wide, so ``u`` is square and keeping every direction is exact,
     however singular the metric.
     """
-    basis, spectrum, _ = thin_svd(times(None, core, root))
+    basis, spectrum, _ = thin_svd(times(None, core, root), rank)
     left = basis if isometry is None else isometry @ basis
     return Factors(left, adjoint(basis) @ core, spectrum)
 
@@ -209,12 +217,7 @@ def _transposed(factors: Factors) -> Factors:
     return Factors(transposed(factors.right), transposed(factors.left), factors.spectrum)
 
 
-def _both_sides(matrix: Array, rows: Array, cols: Array) -> Factors:
+def _both_sides(matrix: Array, rows: Array, cols: Array, rank: Rank) -> Factors:
     weighted_rows, weighted_cols = times(rows, matrix, None), times(None, matrix, cols)
-    basis, spectrum, rest = thin_svd(times(None, weighted_rows, cols))  # rest = s v^H
-    inverse = _inverse(spectrum, len(spectrum))[None, :]
-    return Factors(
-        (weighted_cols @ adjoint(rest)) * inverse * inverse,  # over s twice, one of them that of rest
-        adjoint(basis) @ weighted_rows,
-        spectrum,
-    )
+    basis, spectrum, rest = thin_svd(times(None, weighted_rows, cols), rank)  # rest = s v^H
+    return Factors(_over(weighted_cols, rest, spectrum), adjoint(basis) @ weighted_rows, spectrum)

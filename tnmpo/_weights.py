@@ -23,12 +23,14 @@ from ._backend import (
     like,
     peak,
     to_numpy,
+    transposed,
 )
 from ._bounds import l2_norm
 from ._shapes import MPOShape
 
 Metric = Array | tuple[Array, ...] | None
-SiteRoots = list[tuple[Array | None, Array | None]]  # of the row and the column metric of every site
+Roots = tuple[Array | None, Array | None]  # of the metric of the rows and that of the columns
+SiteRoots = list[Roots]  # of every site
 
 
 @dataclass(frozen=True, eq=False)
@@ -69,11 +71,9 @@ class Weight:
     def __post_init__(self) -> None:
         for side in ("rows", "cols"):
             metric = getattr(self, side)
-            if isinstance(metric, list):
-                object.__setattr__(self, side, tuple(metric))
-            if isinstance(metric, tuple | list) and not metric:
+            if isinstance(metric, tuple) and not metric:
                 raise ValueError(f"Weight: {side}: got an empty tuple, expected one metric a site")
-            for part in metric if isinstance(metric, tuple | list) else (metric,):
+            for part in metric if isinstance(metric, tuple) else (metric,):
                 if metric is not None:
                     _check_metric(part, f"Weight: {side}")
 
@@ -142,6 +142,25 @@ class Weight:
                 exact = False
         return list(zip(*sides, strict=True)), exact
 
+    def block_roots(self, shape: MPOShape, bond: int, where: Array) -> tuple[Roots, Roots]:
+        """The roots of the metrics of rows and columns, for the sites left and for those right of a bond.
+
+        Each is that of the marginal, the partial trace over the other block; the whole metric where that has none of
+        its indices.
+        """
+        roots = self.roots(shape.matrix_shape, where)
+        sides = []
+        for metric, root, sizes in zip((self.rows, self.cols), roots, (shape.rows, shape.cols), strict=True):
+            left, right = math.prod(sizes[:bond]), math.prod(sizes[bond:])
+            if isinstance(root, tuple):
+                sides.append((multiplied(root[:bond]), multiplied(root[bond:])))
+            elif root is None or min(left, right) == 1:
+                sides.append((root, None) if left > 1 else (None, root))
+            else:
+                sides.append(tuple(like(_root(part, "weight"), where) for part in _marginals(metric, (left, right))))
+        (rows_left, rows_right), (cols_left, cols_right) = sides
+        return (rows_left, cols_left), (rows_right, cols_right)
+
     def norm(self, matrix: Array) -> float:
         """``||matrix||_w``, in double precision.
 
@@ -172,11 +191,8 @@ def times(rows: Metric, matrix: Array, cols: Metric) -> Array:
         for factor in factors:
             if factor is not None:
                 size = factor.shape[0]
-                block = matrix.reshape((before, size, -1))
-                if len(factor.shape) == 1:
-                    matrix = block * factor[None, :, None]
-                else:
-                    matrix = _matmul(factor if axis == 0 else factor.T, block)
+                turned = from_right(factor) if axis == 1 else factor
+                matrix = on_middle(turned, matrix.reshape((before, size, -1)))
                 before *= size
     return matrix.reshape(shape)
 
@@ -206,10 +222,20 @@ def multiplied(root: Metric) -> Array | None:
     return product
 
 
-def _matmul(a: Array, b: Array) -> Array:
-    """The product of a real and a complex matrix too, which torch refuses."""
-    kind = str(np.promote_types(dtype_name(a), dtype_name(b)))
-    return cast(a, kind) @ cast(b, kind)
+def from_right(factor: Array) -> Array:
+    """What acts on a column index as ``factor`` does that multiplies from the right."""
+    return transposed(factor) if len(factor.shape) == 2 else factor
+
+
+def on_middle(factor: Array, blocks: Array) -> Array:
+    """``factor``, a matrix or the vector of a diagonal, on the middle index of (b, size, c) ``blocks``."""
+    if len(factor.shape) == 1:
+        return blocks * factor[None, :, None]
+    kind = str(np.promote_types(dtype_name(factor), dtype_name(blocks)))  # torch multiplies equal dtypes only
+    factor, blocks = cast(factor, kind), cast(blocks, kind)
+    if blocks.shape[2] == 1:  # one product, where a batch of products with vectors would be slow
+        return (blocks[:, :, 0] @ transposed(factor))[:, :, None]
+    return factor @ blocks
 
 
 def _moved(root: Metric, where: Array) -> Metric:

@@ -8,10 +8,8 @@ from __future__ import annotations
 
 import json
 import os
-import sys
 import uuid
 from collections.abc import Mapping
-from io import BytesIO
 from pathlib import Path
 from typing import Any
 
@@ -48,9 +46,9 @@ _VERSION = 1
 _HEADER = "tnmpo"  # the name under which the description of the trains is kept
 _KINDS: dict[str, type[Train]] = {"MPO": MPO, "TT": TT}
 _NUMBERS = ("error", "relative_error", "lower_bound", "upper_bound")
-_EXPECTED = "expected a file that tnmpo.io.save wrote"
 
 Arrays = dict[str, np.ndarray]
+Entry = tuple[str | None, Train, str]  # name, train on numpy, dtype: a bfloat16 is a float32 on numpy
 
 
 def save(path: str | os.PathLike[str], trains: Train | Mapping[str, Train]) -> None:
@@ -59,7 +57,7 @@ def save(path: str | os.PathLike[str], trains: Train | Mapping[str, Train]) -> N
     Parameters
     ----------
     path : str or path
-        Ends in ``.safetensors`` or in ``.npz``; the page on interchange describes what is in it.
+        Ends in ``.npz`` or in ``.safetensors``; the page on interchange describes what is in it.
     trains : MPO, TT, or mapping from a name to one
         Of any backend and dtype, also mixed.
 
@@ -69,6 +67,8 @@ def save(path: str | os.PathLike[str], trains: Train | Mapping[str, Train]) -> N
         If the name ends otherwise, ``trains`` is none or empty, or a name is no string.
     OSError
         If the file cannot be written. What lay there before is then untouched.
+    ModuleNotFoundError
+        If safetensors is not installed, for a file of its kind.
 
     Notes
     -----
@@ -87,27 +87,25 @@ def save(path: str | os.PathLike[str], trains: Train | Mapping[str, Train]) -> N
     place = _checked(path)
     if not place.parent.is_dir():
         raise FileNotFoundError(f"path: got {str(place)!r}, whose folder does not exist, expected one; make it first")
+    write = _write_npz if place.suffix == ".npz" else _write_safetensors
     header, arrays = _described(trains)
-    content = _pack_npz(header, arrays) if place.suffix == ".npz" else _pack_safetensors(header, arrays)
     part = place.with_name(f".{uuid.uuid4().hex}{place.suffix}")
     try:
-        part.write_bytes(content)
+        write(part, header, arrays)
         os.replace(part, place)
     except BaseException:
         part.unlink(missing_ok=True)
         raise
 
 
-def load(path: str | os.PathLike[str], backend: str = "numpy", *, device: Any = None) -> Any:
+def load(path: str | os.PathLike[str], backend: str = "numpy") -> Any:
     """Read what ``save`` wrote: a train, or a dict from names to trains.
 
     Parameters
     ----------
     path : str or path
-    backend : {'numpy', 'torch', 'jax'}
-        Whose arrays the cores become, whichever they were.
-    device : optional
-        Where torch (``'cuda:0'``) or jax (``jax.devices()[0]``) is to put them; by default where it puts new arrays.
+    backend : {'numpy', 'torch', 'jax', 'cupy', 'tensorflow'}
+        Whose arrays the cores become, whichever they were, where it puts new arrays.
 
     Returns
     -------
@@ -118,8 +116,8 @@ def load(path: str | os.PathLike[str], backend: str = "numpy", *, device: Any = 
     OSError
         If there is no such file, or it cannot be read.
     ValueError
-        If it is damaged, of another program or of a newer version, or the backend lacks the device or the dtype:
-        numpy has no bfloat16, jax 64-bit types only once they are switched on.
+        If it is damaged, of another program or of a newer version, or the backend lacks the dtype: numpy has no
+        bfloat16, jax 64-bit types only once they are switched on.
     ModuleNotFoundError
         If the backend, or for ``.safetensors`` the package safetensors, is not installed.
 
@@ -136,25 +134,20 @@ def load(path: str | os.PathLike[str], backend: str = "numpy", *, device: Any = 
     ((2, 3, 4), torch.float32)
     """
     place = _checked(path)
-    if backend not in ("numpy", "torch", "jax"):
-        raise ValueError(f"backend: got {shown(backend)}, expected 'numpy', 'torch' or 'jax'")
-    if device is not None and backend == "numpy":
-        raise ValueError(f"device: got {shown(device)} for numpy, expected None; load with backend='torch' or 'jax'")
-    peer(backend, backend, "load")
-    unpack = _unpack_npz if place.suffix == ".npz" else _unpack_safetensors
-    if not place.exists():
-        raise FileNotFoundError(f"path: got {str(place)!r}, which does not exist, {_EXPECTED}; check its name")
-    header, arrays = _readable(place, unpack, place.read_bytes())
-    if header is None:
-        raise ValueError(f"path: got {str(place)!r}, which holds no trains, {_EXPECTED}; it is another program's")
-    description = _readable(place, json.loads, header)
-    if _readable(place, lambda: description["version"] > _VERSION):
+    read = _read_npz if place.suffix == ".npz" else _read_safetensors
+    place.open("rb").close()  # whatever keeps it from being read is said in the system's words
+    try:
+        header, arrays = read(place)
+        entries = _restored(json.loads(header), arrays)
+    except ModuleNotFoundError:
+        raise
+    except Exception as error:  # each reader has exceptions of its own, and whatever they are, the file is at fault
+        reason = " ".join(f"{type(error).__name__}: {error}".split())[:160]
         raise ValueError(
-            f"path: got {str(place)!r} of format version {description['version']}, expected at most {_VERSION}; "
-            "update tnmpo"
-        )
-    entries = _readable(place, _restored, description, arrays)
-    trains = {name: _on_backend(train, dtype, backend, device) for name, train, dtype in entries}
+            f"path: got {str(place)!r}, expected a file that tnmpo.io.save wrote; it is damaged or another program's "
+            f"({reason})"
+        ) from error
+    trains = {name: _on_backend(train, backend, dtype) for name, train, dtype in entries}
     return trains.get(None, trains)
 
 
@@ -163,26 +156,17 @@ def _checked(path: Any) -> Path:
         raise TypeError(f"path: got {shown(path)}, expected the name of a file")
     place = Path(path)
     if place.suffix not in (".npz", ".safetensors"):
-        raise ValueError(f"path: got {str(place)!r}, expected a name that ends in .safetensors or .npz")
+        raise ValueError(f"path: got {str(place)!r}, expected a name that ends in .npz or .safetensors")
     return place
 
 
-def _readable(place: Path, read: Any, *content: Any) -> Any:
-    """``read(*content)``, where whatever goes wrong is the file's fault: each reader has exceptions of its own."""
-    try:
-        return read(*content)
-    except ModuleNotFoundError:
-        raise
-    except Exception as error:
-        reason = " ".join(str(error).split())[:120]
-        raise ValueError(
-            f"path: got {str(place)!r}, which cannot be read ({type(error).__name__}: {reason}), {_EXPECTED}; "
-            "it is damaged or another program's"
-        ) from error
+def _on_backend(train: Train, backend: str, dtype: str) -> Train:
+    cores = [array_of(core, backend, dtype) for core in train.cores]
+    return type(train)(cores, center=train.center, truncation=train.truncation)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
-# Trains as a header of text and named little-endian arrays
+# Trains as a header of JSON and named little-endian arrays
 # ---------------------------------------------------------------------------------------------------------------------
 
 
@@ -190,17 +174,30 @@ def _described(trains: Any) -> tuple[str, Arrays]:
     arrays: Arrays = {}
     entries = []
     for place, (name, train) in enumerate(_named(trains)):
-        entries.append({"name": name, **_described_train(train)})
-        arrays |= {f"{place}.core.{site}": _stored(core) for site, core in enumerate(train.cores)}
-        if train.truncation is not None:
-            arrays |= {
-                f"{place}.spectrum.{bond}": np.asarray(spectrum, "<f8")
-                for bond, spectrum in enumerate(train.truncation.spectra)
+        record = train.truncation
+        entries.append(
+            {
+                "name": name,
+                "kind": "MPO" if isinstance(train, MPO) else "TT",
+                "order": train.order,
+                "dtype": dtype_name(train.cores[0]),
+                "center": train.center,
+                "truncation": record and _described_cut(record),
             }
+        )
+        arrays |= {f"{place}.core.{site}": _stored(core) for site, core in enumerate(train.cores)}
+        spectra = () if record is None else record.spectra
+        arrays |= {f"{place}.spectrum.{bond}": np.asarray(values, "<f8") for bond, values in enumerate(spectra, 1)}
     return json.dumps({"version": _VERSION, "trains": entries}), arrays
 
 
-def _named(trains: Any) -> list[tuple[Any, Train]]:
+def _described_cut(record: Truncation) -> dict[str, Any]:
+    # json writes the shortest digits that read back as the same double
+    numbers = {name: float(getattr(record, name)) for name in _NUMBERS}
+    return {"ranks": list(map(int, record.ranks)), "spectra": len(record.spectra), **numbers}
+
+
+def _named(trains: Any) -> list[tuple[str | None, Train]]:
     if isinstance(trains, Train):
         return [(None, trains)]
     if not isinstance(trains, Mapping):
@@ -215,39 +212,20 @@ def _named(trains: Any) -> list[tuple[Any, Train]]:
     return list(trains.items())
 
 
-def _described_train(train: Train) -> dict[str, Any]:
-    record = train.truncation
-    return {
-        "kind": "MPO" if isinstance(train, MPO) else "TT",
-        "shape": train.frame.site_shapes,
-        "ranks": train.ranks,
-        "dtype": dtype_name(train.cores[0]),
-        "center": train.center,
-        "truncation": record
-        and {
-            "ranks": [int(rank) for rank in record.ranks],
-            "spectra": len(record.spectra),
-            # JSON leaves the precision of its numbers open, a hexadecimal float does not
-            **{name: float(getattr(record, name)).hex() for name in _NUMBERS},
-        },
-    }
-
-
-def _restored(description: Any, arrays: Arrays) -> list[tuple[str | None, Train, str]]:
-    """Name, train on numpy, and dtype of every entry: a bfloat16 is a float32 here."""
-    entries: list[tuple[str | None, Train, str]] = []
+def _restored(description: Any, arrays: Arrays) -> list[Entry]:
+    if description["version"] > _VERSION:
+        raise ValueError(f"format version {description['version']}, known up to {_VERSION}: update tnmpo")
+    entries: list[Entry] = []
     for place, entry in enumerate(description["trains"]):
-        cores = [_values(arrays[f"{place}.core.{site}"], entry["dtype"]) for site in range(len(entry["shape"]))]
-        record = entry["truncation"]
+        order, dtype, record = entry["order"], entry["dtype"], entry["truncation"]
         truncation = record and Truncation(
             ranks=tuple(map(int, record["ranks"])),
-            spectra=tuple(arrays[f"{place}.spectrum.{bond}"].astype(float) for bond in range(record["spectra"])),
-            **{name: float.fromhex(record[name]) for name in _NUMBERS},
+            spectra=tuple(arrays[f"{place}.spectrum.{bond}"].astype(float) for bond in range(1, record["spectra"] + 1)),
+            **{name: float(record[name]) for name in _NUMBERS},
         )
+        cores = [_values(arrays[f"{place}.core.{site}"], dtype) for site in range(order)]
         train = _KINDS[entry["kind"]](cores, center=entry["center"], truncation=truncation)
-        if [list(site) for site in train.frame.site_shapes] != entry["shape"] or list(train.ranks) != entry["ranks"]:
-            raise ValueError("the header tells of other shapes than the cores have")
-        entries.append((entry["name"] if entry["name"] is None else str(entry["name"]), train, entry["dtype"]))
+        entries.append((entry["name"], train, dtype))
     return entries
 
 
@@ -266,16 +244,8 @@ def _values(array: np.ndarray, dtype: str) -> np.ndarray:
     if dtype.startswith("complex") and array.dtype.kind == "f":
         array = array.view(dtype)[..., 0]
     if array.dtype != dtype:
-        raise ValueError(f"the header tells of {dtype}, the core is {array.dtype}")
+        raise ValueError(f"the header tells of {dtype}, a core is {array.dtype}")
     return array
-
-
-def _on_backend(train: Train, dtype: str, backend: str, device: Any) -> Train:
-    cores = [array_of(core, backend, dtype) for core in train.cores]
-    if device is not None:
-        put = sys.modules["jax"].device_put if backend == "jax" else sys.modules["torch"].Tensor.to
-        cores = [put(core, device) for core in cores]
-    return type(train)(cores, center=train.center, truncation=train.truncation)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -283,53 +253,27 @@ def _on_backend(train: Train, dtype: str, backend: str, device: Any) -> Train:
 # ---------------------------------------------------------------------------------------------------------------------
 
 
-def _pack_npz(header: str, arrays: Arrays) -> bytes:
-    file = BytesIO()
+def _write_npz(path: Path, header: str, arrays: Arrays) -> None:
     contents: dict[str, Any] = {_HEADER: np.array(header), **arrays}
-    np.savez(file, **contents)
-    return file.getvalue()
+    np.savez(path, **contents)
 
 
-def _unpack_npz(content: bytes) -> tuple[str | None, Arrays]:
-    archive = np.load(BytesIO(content), allow_pickle=False)
-    if isinstance(archive, np.ndarray) or _HEADER not in archive:
-        return None, {}
-    return str(archive[_HEADER]), {name: archive[name] for name in archive if name != _HEADER}
+def _read_npz(path: Path) -> tuple[str, Arrays]:
+    # opened here: where the archive is damaged, numpy forgets to close what it opened
+    with path.open("rb") as file, np.load(file, allow_pickle=False) as archive:
+        return str(archive[_HEADER]), {name: archive[name] for name in archive if name != _HEADER}
 
 
-# safetensors has no complex128: complex numbers have a last axis for their two parts. The only integers are bfloat16s.
-_SAFETENSORS = {"f2": "F16", "u2": "BF16", "f4": "F32", "f8": "F64"}
-
-
-def _pack_safetensors(header: str, arrays: Arrays) -> bytes:
-    """A length, a header of JSON, the bytes of the arrays; by hand, since ``safetensors.numpy`` writes no bfloat16."""
+def _write_safetensors(path: Path, header: str, arrays: Arrays) -> None:
+    # safetensors has no complex128: complex numbers have a last axis for their two parts
     parts = {
-        name: array[..., None].view(f"<f{array.itemsize // 2}") if array.dtype.kind == "c" else array
+        name: array[..., None].view(array.real.dtype) if array.dtype.kind == "c" else array
         for name, array in arrays.items()
     }
-    described: dict[str, Any] = {"__metadata__": {_HEADER: header}}
-    end = 0
-    ordered = sorted(parts.items(), key=lambda item: -item[1].itemsize)  # so that each begins at a multiple of its size
-    for name, array in ordered:
-        begin, end = end, end + array.nbytes
-        described[name] = {
-            "dtype": _SAFETENSORS[array.dtype.str[1:]],
-            "shape": array.shape,
-            "data_offsets": (begin, end),
-        }
-    text = json.dumps(described).encode()
-    text += b" " * (-len(text) % 8)
-    return b"".join([len(text).to_bytes(8, "little"), text, *(array.tobytes() for _, array in ordered)])
+    # by way of bytes: what keeps a file from being written is then said in the system's words
+    path.write_bytes(peer("safetensors.numpy", "safetensors", "save").save(parts, metadata={_HEADER: header}))
 
 
-def _unpack_safetensors(content: bytes) -> tuple[str | None, Arrays]:
-    tensors = peer("safetensors", "safetensors", "load").deserialize(content)  # checks the header
-    length = int.from_bytes(content[:8], "little")
-    header = json.loads(content[8 : 8 + length]).get("__metadata__", {}).get(_HEADER)
-    if header is None:
-        return None, {}
-    dtypes = {name: f"<{code}" for code, name in _SAFETENSORS.items()}
-    return header, {
-        name: np.frombuffer(tensor["data"], dtypes[tensor["dtype"]]).reshape(tensor["shape"])
-        for name, tensor in tensors
-    }
+def _read_safetensors(path: Path) -> tuple[str, Arrays]:
+    with peer("safetensors", "safetensors", "load").safe_open(path, framework="numpy") as file:
+        return (file.metadata() or {})[_HEADER], {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118

@@ -20,6 +20,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from functools import reduce
 from importlib.util import find_spec
 from typing import Any
 
@@ -59,8 +60,9 @@ __all__ = [
     "weights",
 ]
 
+_PACKAGES = ("numpy", "torch", "jax", "cupy", "tensorflow")
 #: The backends that are installed, by the names of their packages.
-BACKENDS = ("numpy", *(name for name in ("torch", "jax", "cupy", "tensorflow") if find_spec(name)))
+BACKENDS = tuple(name for name in _PACKAGES if find_spec(name))
 #: What is decomposed in its own precision; 16-bit ones go through float32.
 DTYPES = ("float32", "float64", "complex64", "complex128")
 #: The rounding to allow, relative to the norm: sweeps of up to six sites and eight factorisations cost some units in
@@ -74,13 +76,21 @@ _KINDS = ("gaussian", "gaussian", "low rank", "steep", "constant", "sparse", "ze
 def backend_of(tensor: Any) -> str:
     """The package that an array belongs to.
 
+    Raises
+    ------
+    TypeError
+        If it is none of those that tnmpo computes on.
+
     Examples
     --------
     >>> backend_of(np.ones(2))
     'numpy'
     """
     packages = {cls.__module__.partition(".")[0].removesuffix("lib") for cls in type(tensor).__mro__}
-    return next(name for name in ("numpy", "torch", "jax", "cupy", "tensorflow") if name in packages)
+    for name in _PACKAGES:
+        if name in packages:
+            return name
+    raise TypeError(f"tensor: got {type(tensor).__name__}, expected an array of {', '.join(_PACKAGES)}")
 
 
 def dtype_of(tensor: Any) -> str:
@@ -188,14 +198,21 @@ def unfolding(dense: np.ndarray, shape: MPOShape | Sequence[int], bond: int) -> 
     bond : int
         From 1 to n - 1.
 
+    Raises
+    ------
+    ValueError
+        If there is no such bond.
+
     Examples
     --------
     >>> unfolding(np.ones((6, 6)), MPOShape((2, 3), (3, 2)), bond=1).shape
     (6, 6)
     """
+    order = shape.order if isinstance(shape, MPOShape) else len(shape)
+    if not 1 <= bond < order:
+        raise ValueError(f"bond: got {bond}, expected one from 1 to {order - 1}")
     if not isinstance(shape, MPOShape):
         return dense.reshape(math.prod(shape[:bond]), -1)
-    order = shape.order
     tensor = dense.reshape(*shape.rows, *shape.cols)
     tensor = tensor.transpose([axis for k in range(order) for axis in (k, order + k)])
     return tensor.reshape(math.prod(shape.site_sizes[:bond]), -1)
@@ -214,7 +231,7 @@ def dense_spectra(dense: np.ndarray, shape: MPOShape | Sequence[int]) -> list[np
 
 
 def dense_root(metric: Any, size: int) -> np.ndarray:
-    """The Hermitian square root of one side of a ``Weight``, dense; None is the identity.
+    """The Hermitian square root of one side of a ``Weight``, dense; None is the identity, a tuple a Kronecker product.
 
     Examples
     --------
@@ -223,6 +240,8 @@ def dense_root(metric: Any, size: int) -> np.ndarray:
     """
     if metric is None:
         return np.eye(size)
+    if isinstance(metric, tuple):
+        return reduce(np.kron, [dense_root(part, part.shape[0]) for part in metric])
     values = numpy_of(metric)
     if values.ndim == 1:
         return np.diag(np.sqrt(values))
