@@ -287,15 +287,13 @@ def test_products_of_matrices(pair):
     assert_close(dense_of(product.H.cores), dense_of((B.H @ A.H).cores), 2 * slack)
 
 
-@given(chains())
-def test_traces_of_products(pair):
-    A, B = pair
-    B = B @ B.T if B.shape.rows != A.shape.rows else B  # C: from the rows of B to itself
-    other = A.H if B.shape.rows == B.shape.cols == A.shape.cols else A.T
-    cycle = B @ other
-    if cycle.shape.cols == A.shape.rows:
-        slack = 100 * rounding(A) * size(B) * size(A)
-        assert_close(tnmpo.trace(A @ cycle), tnmpo.trace(cycle @ A), slack)
+@given(trains((MPO,)), st.data())
+def test_the_trace_of_a_product_is_cyclic(A, data):
+    B = data.draw(alike(A.T))
+    slack = SLACK[dtype_of(A.cores[0])] * size(A) * size(B)
+    exact = np.sum(dense_of(A.cores) * dense_of(B.cores).T)
+    assert_close(tnmpo.trace(A @ B), exact, slack)
+    assert_close(tnmpo.trace(B @ A), exact, slack)
 
 
 @given(trains((MPO,)), st.data())
@@ -378,7 +376,7 @@ def test_kron(pair, data):
     assert_train(product, dense, rounding(A) * size(B), A)
     assert product.ranks == (*A.ranks, *B.ranks[1:])
     if isinstance(A, MPO):  # (A x B)(C x D) = AC x BD
-        C, D = data.draw(alike(A.T)), data.draw(alike(B.T))
+        C, D = (data.draw(alike(M, tuple((j, 1) for j in M.shape.cols))) for M in (A, B))
         mixed = dense_of((product @ tnmpo.kron(C, D)).cores)
         slack = 4 * rounding(A) * size(B) * size(C) * size(D)
         assert_close(mixed, dense_of(tnmpo.kron(A @ C, B @ D).cores), slack)
@@ -423,11 +421,8 @@ V = np.random.default_rng(1).normal(size=(12, 18))
 SHAPE = ((2, 3, 2), (3, 3, 2))
 
 
-@pytest.mark.parametrize("backend", [name for name in BACKENDS if name in ("numpy", "torch", "jax")])
-@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+@pytest.mark.parametrize(("backend", "dtype"), [("numpy", "float16"), ("torch", "bfloat16"), ("jax", "bfloat16")])
 def test_half_precision(backend, dtype):
-    if (backend, dtype) == ("numpy", "bfloat16"):
-        return  # numpy has none
     A, B = (mpo_decompose(array_of(values, backend, dtype), SHAPE, 3) for values in (W, V))
     a, b = dense_of(A.cores), dense_of(B.cores)
     slack = HALF_SLACK[dtype]
@@ -530,7 +525,7 @@ def test_operators_belong_to_the_values():
     assert (A @ x).shape == (2, 3, 2)
     assert isinstance(tnmpo.apply(A, x), TT)
     with pytest.raises(TypeError, match="unsupported operand"):
-        A + "x"
+        A + None
     with pytest.raises(TypeError, match="unsupported operand"):
         A + 1
     with pytest.raises(TypeError, match="unsupported operand"):
@@ -538,8 +533,8 @@ def test_operators_belong_to_the_values():
     with pytest.raises(TypeError, match="unsupported operand"):
         2 / A
     with pytest.raises(TypeError, match="unsupported operand"):
-        A * "x"
+        A * None
     with pytest.raises(TypeError, match="unsupported operand"):
-        A @ "x"
+        A @ None
     with pytest.raises(TypeError, match="unsupported operand"):
         x @ x

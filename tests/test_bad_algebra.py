@@ -113,7 +113,7 @@ BAD_CALLS = [
     (lambda: output_error(W, OF_TORCH, C), TypeError, "mpo: got pytorch on cpu, expected numpy on cpu as W; convert"),
     (lambda: output_error(W, A, ones(12)), ValueError, "weight: cols has size 12, the matrix (12, 18) has 18 cols"),
     (lambda: output_error(W, A, -C), ValueError, "Weight: cols: got a negative entry in the diagonal, expected"),
-    (lambda: output_error(W, A, [1.0]), TypeError, "Weight: cols: got float, expected a numpy array"),
+    (lambda: output_error(W, A, [1.0]), TypeError, "Weight: cols: got list, expected a numpy array"),
     (lambda: spectral_norm_bounds(X), TypeError, "W: got TT, expected a numpy array"),
     (lambda: spectral_norm_bounds(NAN), ValueError, "W: got NaN or Inf in core 0"),
     (lambda: spectral_norm_bounds(W, W), TypeError, "mpo: got ndarray, expected a tnmpo.MPO"),

@@ -263,9 +263,10 @@ def test_the_best_approximation_of_a_rank(backend, dtype, spectrum, size, center
     assert_close(gradient, expected, 1e-5 if spectrum == "close to the cut" else 1e-7)
 
 
-@pytest.mark.parametrize("backend", DIFFERENTIABLE)
-@pytest.mark.parametrize("dtype", ["float32", "complex64"])
+@pytest.mark.parametrize(("backend", "dtype"), [("torch", "float32"), ("torch", "complex64"), ("jax", "float32")])
 def test_a_cut_in_single_precision(backend, dtype):
+    if backend not in DIFFERENTIABLE:
+        return
     dense, weights = with_spectrum([5.0, 4, 4, 1, 1, 0], 6, 8, dtype), gaussian(6, 8, dtype=dtype, seed=7)
 
     def function(W):
@@ -298,17 +299,17 @@ VERBS = {
     "a product of site metrics": lambda W, G: inner(
         mpo_decompose(W, SHAPE, (2, 3), weight=Weight(cols=PRODUCT)).to_matrix(), G
     ),
-    "als_fit": lambda W, G: inner(als_fit(W, mpo_decompose(W, SHAPE, (2, 3)), sweeps=2).train.to_matrix(), G),
     "norm": lambda W, G: norm_of(mpo_decompose(W, SHAPE, (2, 3))),
-    "algebra": lambda W, G: inner((2 * mpo_decompose(W, SHAPE, 2) - mpo_decompose(W, SHAPE, 1).H).to_matrix(), G),
     "trace": lambda W, G: inner(trace(mpo_decompose(W, SHAPE, 2)), np.ones(())),
     "inner product": lambda W, G: inner(inner_of(mpo_decompose(W, SHAPE, 2), mpo_decompose(W, SHAPE, 1)), np.ones(())),
+}
+# made of the steps above; jax compiles each of them for every new shape, for minutes
+ON_TORCH = {
+    "als_fit": lambda W, G: inner(als_fit(W, mpo_decompose(W, SHAPE, (2, 3)), sweeps=2).train.to_matrix(), G),
+    "algebra": lambda W, G: inner((2 * mpo_decompose(W, SHAPE, 2) - mpo_decompose(W, SHAPE, 1).H).to_matrix(), G),
     "hadamard": lambda W, G: inner(hadamard(mpo_decompose(W, SHAPE, 2), mpo_decompose(W, SHAPE, 1)).to_matrix(), G),
     "a product, cut": lambda W, G: inner(apply(mpo_decompose(W, SHAPE), mpo_decompose(W, SHAPE), 2).to_matrix(), G),
     "mutual information": lambda W, G: mutual_information(mpo_decompose(W, SHAPE, (3, 3)), [0], [2]),
-}
-# of iterations jax compiles every step, for minutes
-ON_TORCH = {
     "any metric": lambda W, G: inner(
         mpo_decompose(W, SHAPE, (2, 3), weight=Weight(rows=COUNTS, cols=METRIC)).to_matrix(), G
     ),

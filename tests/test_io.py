@@ -5,12 +5,10 @@ from __future__ import annotations
 import json
 import os
 import pickle
-import re
 import subprocess
 import sys
 import tempfile
 import threading
-import warnings
 import zipfile
 from dataclasses import fields
 from pathlib import Path
@@ -171,17 +169,6 @@ def test_what_is_loaded_can_be_written_to_and_does_not_hold_the_file(suffix, tmp
 # ---------------------------------------------------------------------------------------------------------------------
 # The formats, as the page on interchange tells of them
 # ---------------------------------------------------------------------------------------------------------------------
-
-
-def test_the_page_on_interchange_runs(tmp_path, monkeypatch):
-    blocks = re.findall(r"^```python\n(.*?)^```", (ROOT / "docs" / "interchange.md").read_text(), re.M | re.S)
-    assert blocks
-    monkeypatch.chdir(tmp_path)
-    namespace = {"__name__": "interchange"}
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", module="torchtt")  # where its compiled part is not built
-        for number, block in enumerate(blocks, start=1):
-            exec(compile(block, f"interchange.md, block {number}", "exec"), namespace)
 
 
 def test_another_program_reads_and_writes_the_file(tmp_path):

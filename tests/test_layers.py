@@ -351,6 +351,15 @@ def test_truncate_in_a_weighted_norm():
     assert record.error == pytest.approx(float(best), rel=1e-8)
 
 
+@pytest.mark.parametrize("case", ["padded", "padded low-rank", "interleaved"])
+def test_a_weight_is_that_of_the_matrix_without_its_padding(case):
+    metric = np.geomspace(1e-3, 1, LINEAR[case][0][1])
+    dense, layer = linear(case, rank=3, weight=tnmpo.Weight(cols=metric))
+    _, plain = linear(case, rank=3)
+    errors = [tnmpo.Weight(cols=metric).norm(dense.weight.detach() - cut.weight.detach()) for cut in (layer, plain)]
+    assert errors[0] < 0.9 * errors[1]
+
+
 @pytest.mark.parametrize("case", ["interleaved", "planned", "low-rank", "padded", "one site"])
 def test_spectra_are_those_of_the_weight(case):
     _, layer = linear(case)

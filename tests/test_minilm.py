@@ -93,7 +93,7 @@ def test_a_calibrated_cut_keeps_the_sentences_vectors(small, dense, tokenizer):
 
 @pytest.mark.parametrize("shape", ["low_rank", "interleaved"])
 def test_it_is_closer_than_an_uncalibrated_one(shape, small, dense, tokenizer):
-    # measured: 0.424 and 0.412
+    # measured: 0.424 and 0.394
     other = closeness(halved(dense, shape), dense, tokenizer)
     assert other < 0.5
     assert closeness(small, dense, tokenizer) > other + 0.15

@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import math
 import os
-import re
 import subprocess
 import sys
 import tempfile
 import tracemalloc
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -355,14 +353,3 @@ def test_a_memory_map_larger_than_the_memory_is_decomposed_within_it(tmp_path):
     error, *words = in_a_process(MAPPED, 16384, 64 * MEBIBYTE, tmp_path / "W.npy")
     assert 0.4 < float(error) < 0.6
     assert words == ["the", "limit", "bites"]
-
-
-def test_what_is_written_runs(tmp_path, monkeypatch):
-    """The blocks of docs/large.md, in order."""
-    page = (Path(__file__).parents[1] / "docs" / "large.md").read_text()
-    blocks = re.findall(r"^```python\n(.*?)^```", page, re.MULTILINE | re.DOTALL)
-    assert len(blocks) > 4
-    monkeypatch.chdir(tmp_path)
-    namespace = {"__name__": "large"}
-    for number, block in enumerate(blocks, start=1):
-        exec(compile(block, f"docs/large.md, block {number}", "exec"), namespace)

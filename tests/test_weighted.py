@@ -244,3 +244,15 @@ def test_a_tolerance_in_a_metric_without_its_spectra_is_not_wasted(tolerance):
     assert 0.75 * tolerance <= mpo.truncation.relative_error <= tolerance  # one rank less would lose too much
     capped = mpo_decompose(W, shape, Tolerance(tolerance) & MaxRank(5), weight=weight)
     assert capped.ranks == tuple(min(rank, 5) for rank in mpo.ranks)
+
+
+def test_a_padded_weight_ignores_what_was_added():
+    W, weight = real_looking(np.random.default_rng(6), 7, 11)
+    weight = Weight(rows=np.arange(7.0), cols=weight.cols)
+    larger = np.pad(W, [(0, 2), (0, 1)], constant_values=5.0)
+    assert weight.padded(W.shape, larger.shape).norm(larger) == pytest.approx(weight.norm(W))
+    by_site = Weight(cols=(np.array([1.0, 4.0]), np.ones(3)))
+    np.testing.assert_array_equal(by_site.padded((1, 6), (1, 7)).cols, [1, 1, 1, 4, 4, 4, 0])
+    assert by_site.padded((5, 6), (5, 6)).cols is by_site.cols
+    with pytest.raises(ValueError, match=r"to: got \(7, 10\), expected at least \(7, 11\)"):
+        weight.padded((7, 11), (7, 10))

@@ -36,6 +36,9 @@ class Truncation:
     metric on a low-rank shape. In every other metric the error cannot be split over the bonds: ``error`` is then
     measured, ``lower_bound`` is 0, ``upper_bound`` is the error of the plain cut to the same ranks in that metric, and
     ``spectra`` are those in the product of the metric's marginals, which chose the ranks and bound nothing.
+
+    Of a randomised or streamed decomposition the spectra are those of a projection: ``lower_bound`` holds, and
+    ``upper_bound`` is the measured error.
     """
 
     ranks: tuple[int, ...]

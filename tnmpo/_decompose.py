@@ -13,7 +13,7 @@ from ._shapes import as_shape
 from ._train import AnyTrain, Frame, check_center, interleaved
 from ._truncate import cut_canonical, cut_low_rank, cut_weighted
 from ._tt import TT
-from ._weights import Weight, check_weight
+from ._weights import Weight, check_weight, site_roots
 
 
 def mpo_decompose(
@@ -39,7 +39,8 @@ def mpo_decompose(
         - tuple: the inner bond dimensions, with or without the boundary ones, exactly;
         - float f: at most ``f * I * J`` parameters; ``'same'`` is 1.0, which cuts an interleaved MPO,
           whose full size is above that of the matrix;
-        - a policy: ``MaxRank``, ``Tolerance``, ``ParameterBudget``, ``EntropyFraction``.
+        - a policy: ``MaxRank``, ``Tolerance``, ``ParameterBudget``, ``EntropyFraction``, the words of other libraries
+          (``ITensorCutoff``, ``QuimbCutoff``, ``TeNPyCutoff``), or two of all these joined by ``&``.
     weight : Weight, optional
         The norm to cut in. Exactly optimal for low-rank shapes. Where the metric is a product over the sites (given so,
         or the whole row and column index on one site each) the sweep and its guarantees are those of the plain norm.
@@ -91,7 +92,7 @@ def mpo_decompose(
         check_weight(weight)
     with naming("W"):
         if weight is not None and rank is None:
-            weight.site_roots(shape, W)  # nothing is cut, so the norm has no effect; a wrong one is refused
+            site_roots(weight, shape, W)  # nothing is cut, so the norm has no effect; a wrong one is refused
         if weight is None or rank is None:
             return _decomposed(interleaved(working(W), frame), frame, rank, center, W)
         if shape.is_low_rank:

@@ -59,7 +59,7 @@ class MPODecomposition:
 
     def get_params(self, deep: bool = True) -> dict[str, Any]:
         """The options by name; none of them has options of its own, so ``deep`` changes nothing."""
-        return dict(rank=self.rank, shape=self.shape, weight=self.weight, center=self.center)
+        return {"rank": self.rank, "shape": self.shape, "weight": self.weight, "center": self.center}
 
     def set_params(self, **params: Any) -> MPODecomposition:
         """Change options by name.

@@ -35,7 +35,7 @@ from ._factor import thin_qr, thin_svd
 from ._shapes import MPOShape
 from ._train import Frame, interleaved
 from ._weighted import SiteShapes, absorb, on_site, projector, through
-from ._weights import Roots, Weight, from_right, on_middle, square, times
+from ._weights import Roots, Weight, block_roots, from_right, on_middle, site_roots, square, times
 
 _CG_STEPS = 12  # per core and sweep; the next sweep goes on where this one stopped
 _ROUGH = 1e-6  # of a metric's largest value: below, the preconditioner takes it for that
@@ -52,7 +52,7 @@ class BlockCut:
     def __init__(self, cores: Sequence[Array], frame: Frame[Any], weight: Weight) -> None:
         self.cores, self.sites = list(cores), frame.site_shapes
         shape = MPOShape(*zip(*self.sites, strict=True))
-        self.roots = [weight.block_roots(shape, bond, cores[0]) for bond in range(1, shape.order)]
+        self.roots = [block_roots(weight, shape, bond, cores[0]) for bond in range(1, shape.order)]
         rights = _chain.right_parts(cores, cores[0])[1:-1]
         self.right_factors = [
             transposed(_factor(transposed(part), self.sites[bond:], roots))
@@ -111,7 +111,7 @@ class WeightedProblem:
         self.metrics = (square(self.roots[0]), square(self.roots[1]))
         rows, cols = zip(*frame.site_shapes, strict=True)
         # the product of the metric's marginals stands in for it in the preconditioner
-        self.site_roots, _ = weight.site_roots(MPOShape(rows, cols), matrix)
+        self.site_roots, _ = site_roots(weight, MPOShape(rows, cols), matrix)
 
     @property
     def norm(self) -> float:

@@ -10,14 +10,14 @@ from typing import Any
 
 import numpy as np
 
-from ._backend import Array, as_numpy, backend_of, cast, check_norm, check_values, dtype_name, like, to_numpy, working
+from ._backend import Array, backend_of, cast, check_norm, check_values, dtype_name, like, to_numpy, working
 from ._bounds import l2_norm
 from ._contract import contraction_plan
 from ._decompose import mpo_decompose
 from ._ranks import ParameterBudget, RankPolicy, Tolerance
 from ._shapes import MPOShape, padded_size, plan_shape, shown
 from ._truncate import rebuilt
-from ._weights import Metric, Weight, check_weight, multiplied
+from ._weights import Weight, check_weight, multiplied
 
 _ORDERS = range(2, 7)
 _BATCH = 512  # of the cost that is shown
@@ -156,10 +156,10 @@ def search_shape(
     --------
     >>> import numpy as np, tnmpo
     >>> rng = np.random.default_rng(0)
-    >>> W = np.kron(rng.normal(size=(6, 4)), rng.normal(size=(4, 6)))  # a product of two small matrices
+    >>> W = np.kron(rng.normal(size=(5, 5)), rng.normal(size=(5, 5)))  # a product of two small matrices
     >>> ranking = search_shape(W, tol=1e-6)
     >>> ranking.best.kind, ranking.best.shape.order, ranking.best.ranks, ranking.best.n_parameters
-    ('interleaved', 2, (1, 1, 1), 48)
+    ('interleaved', 2, (1, 1, 1), 50)
     """
     backend_of(W, "W")
     if len(W.shape) != 2:
@@ -197,7 +197,8 @@ def _tried(kind: str, shape: MPOShape, W: Array, policy: RankPolicy, weight: Wei
     """Decompose ``W`` in that shape, padded where it is larger, and measure."""
     rows, cols = W.shape
     padded = shape.matrix_shape != (rows, cols)
-    mpo = mpo_decompose(_padded(W, shape), shape, policy, weight=_padded_weight(weight, shape, W))
+    heavy = weight.padded((rows, cols), shape.matrix_shape) if weight is not None else None
+    mpo = mpo_decompose(_padded(W, shape), shape, policy, weight=heavy)
     record = mpo.truncation
     assert record is not None  # ranks were asked for
     error, relative_error = record.error, record.relative_error
@@ -255,20 +256,3 @@ def _padded(W: Array, shape: MPOShape) -> Array:
             zeros = cast(like(np.zeros(block), W), dtype_name(W))
             W = backend_of(W, "W").concatenate([W, zeros], axis=axis)
     return W
-
-
-def _padded_weight(weight: Weight | None, shape: MPOShape, where: Array) -> Weight | None:
-    """The metric of the padded matrix: what is cropped weighs nothing."""
-    if weight is None or shape.matrix_shape == tuple(where.shape):
-        return weight
-    return Weight(
-        *(
-            None if metric is None and size == given else _extended(np.ones(given) if metric is None else metric, size)
-            for metric, size, given in zip((weight.rows, weight.cols), shape.matrix_shape, where.shape, strict=True)
-        )
-    )
-
-
-def _extended(metric: Metric, size: int) -> np.ndarray:
-    host = as_numpy(metric)
-    return np.pad(host, [(0, size - host.shape[0])] * host.ndim)

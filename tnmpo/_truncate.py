@@ -18,7 +18,7 @@ from ._mpo import MPO
 from ._ranks import BothPolicies, Tolerance, choose_ranks
 from ._shapes import MPOShape
 from ._train import AnyTrain, Frame, Train, chain_of, check_center, check_train
-from ._weights import SiteRoots, Weight, check_weight
+from ._weights import SiteRoots, Weight, check_weight, site_roots
 
 _ALS_SWEEPS, _ALS_TOLERANCE = 4, 1e-3  # of a weighted cut; tnmpo.als_fit goes further
 _TRIALS = 5  # cuts to find the ranks of a tolerance
@@ -130,7 +130,7 @@ def cut_weighted(
     cores : double precision, canonical around ``center``, without a cut
     """
     rows, cols = zip(*frame.site_shapes, strict=True)
-    roots, is_product = weight.site_roots(MPOShape(rows, cols), cores[0])
+    roots, is_product = site_roots(weight, MPOShape(rows, cols), cores[0])
     if is_product:
         spectra = _weighted.bond_spectra(cores, frame.site_shapes, roots)
         ranks = choose_ranks(rank, spectra, frame.site_sizes)

@@ -109,57 +109,36 @@ class Weight:
         rows, cols = (_moved(root, where) for root in self._roots)
         return rows, cols
 
-    def site_roots(self, shape: MPOShape, where: Array) -> tuple[SiteRoots, bool]:
-        """The roots of a metric that is a product over the sites, and whether it is this one.
+    def padded(self, matrix_shape: tuple[int, int], to: tuple[int, int]) -> Weight:
+        """The weight of a matrix that is padded to a larger shape: what was added weighs nothing.
 
-        A metric is such a product where it is given as one, or where one site carries the whole row (or column) index.
-        Else the product of its marginals stands in: the partial traces over all other sites.
+        Parameters
+        ----------
+        matrix_shape, to : (I, J)
+            Before and after.
 
         Raises
         ------
-        ValueError, TypeError
-            As ``roots``, and if a tuple has not one metric a site, of that site's size.
-        """
-        roots = self.roots(shape.matrix_shape, where)
-        sides, exact = [], True
-        for metric, root, sizes, side in zip(
-            (self.rows, self.cols), roots, (shape.rows, shape.cols), ("rows", "cols"), strict=True
-        ):
-            if isinstance(metric, tuple):
-                if tuple(part.shape[0] for part in metric) != sizes:
-                    given = tuple(int(part.shape[0]) for part in metric)
-                    raise ValueError(
-                        f"weight: {side} has site metrics of sizes {given}, the sites have {sizes}; "
-                        "pass one of each size"
-                    )
-                assert isinstance(root, tuple)  # as the metric is
-                sides.append(list(root))
-            elif root is None or max(sizes) == math.prod(sizes):
-                carrier = sizes.index(max(sizes))
-                sides.append([root if k == carrier else None for k in range(shape.order)])
-            else:
-                sides.append([like(_root(part, side), where) for part in _marginals(metric, sizes)])
-                exact = False
-        return list(zip(*sides, strict=True)), exact
+        ValueError
+            If ``to`` is smaller.
 
-    def block_roots(self, shape: MPOShape, bond: int, where: Array) -> tuple[Roots, Roots]:
-        """The roots of the metrics of rows and columns, for the sites left and for those right of a bond.
-
-        Each is that of the marginal, the partial trace over the other block; the whole metric where that has none of
-        its indices.
+        Examples
+        --------
+        >>> import numpy as np
+        >>> Weight(rows=np.array([4.0, 1.0])).padded((2, 3), (3, 3)).rows
+        array([4., 1., 0.])
         """
-        roots = self.roots(shape.matrix_shape, where)
-        sides = []
-        for metric, root, sizes in zip((self.rows, self.cols), roots, (shape.rows, shape.cols), strict=True):
-            left, right = math.prod(sizes[:bond]), math.prod(sizes[bond:])
-            if isinstance(root, tuple):
-                sides.append((multiplied(root[:bond]), multiplied(root[bond:])))
-            elif root is None or min(left, right) == 1:
-                sides.append((root, None) if left > 1 else (None, root))
-            else:
-                sides.append(tuple(like(_root(part, "weight"), where) for part in _marginals(metric, (left, right))))
-        (rows_left, rows_right), (cols_left, cols_right) = sides
-        return (rows_left, cols_left), (rows_right, cols_right)
+        sides: list[Metric] = []
+        for metric, size, wanted in zip((self.rows, self.cols), matrix_shape, to, strict=True):
+            if wanted < size:
+                raise ValueError(
+                    f"to: got {tuple(to)}, expected at least {tuple(matrix_shape)}, the size of the matrix"
+                )
+            if wanted > size:
+                whole = np.ones(size) if metric is None else as_numpy(multiplied(metric))
+                metric = np.pad(whole, [(0, wanted - size)] * whole.ndim)
+            sides.append(metric)
+        return Weight(*sides)
 
     def norm(self, matrix: Array) -> float:
         """``||matrix||_w``, in double precision.
@@ -174,6 +153,59 @@ class Weight:
             raise ValueError(f"matrix: got {len(matrix.shape)} axes, expected two (rows, columns)")
         rows, cols = self.roots(tuple(matrix.shape), matrix)
         return l2_norm(to_numpy(times(rows, double(matrix), cols)))
+
+
+def site_roots(weight: Weight, shape: MPOShape, where: Array) -> tuple[SiteRoots, bool]:
+    """The roots of a metric that is a product over the sites, and whether it is this one.
+
+    A metric is such a product where it is given as one, or where one site carries the whole row (or column) index.
+    Else the product of its marginals stands in: the partial traces over all other sites.
+
+    Raises
+    ------
+    ValueError, TypeError
+        As ``roots``, and if a tuple has not one metric a site, of that site's size.
+    """
+    roots = weight.roots(shape.matrix_shape, where)
+    sides, exact = [], True
+    for metric, root, sizes, side in zip(
+        (weight.rows, weight.cols), roots, (shape.rows, shape.cols), ("rows", "cols"), strict=True
+    ):
+        if isinstance(metric, tuple):
+            if tuple(part.shape[0] for part in metric) != sizes:
+                given = tuple(int(part.shape[0]) for part in metric)
+                raise ValueError(
+                    f"weight: {side} has site metrics of sizes {given}, the sites have {sizes}; pass one of each size"
+                )
+            assert isinstance(root, tuple)  # as the metric is
+            sides.append(list(root))
+        elif root is None or max(sizes) == math.prod(sizes):
+            carrier = sizes.index(max(sizes))
+            sides.append([root if k == carrier else None for k in range(shape.order)])
+        else:
+            sides.append([like(_root(part, side), where) for part in _marginals(metric, sizes)])
+            exact = False
+    return list(zip(*sides, strict=True)), exact
+
+
+def block_roots(weight: Weight, shape: MPOShape, bond: int, where: Array) -> tuple[Roots, Roots]:
+    """The roots of the metrics of rows and columns, for the sites left and for those right of a bond.
+
+    Each is that of the marginal, the partial trace over the other block; the whole metric where that has none of
+    its indices.
+    """
+    roots = weight.roots(shape.matrix_shape, where)
+    sides = []
+    for metric, root, sizes in zip((weight.rows, weight.cols), roots, (shape.rows, shape.cols), strict=True):
+        left, right = math.prod(sizes[:bond]), math.prod(sizes[bond:])
+        if isinstance(root, tuple):
+            sides.append((multiplied(root[:bond]), multiplied(root[bond:])))
+        elif root is None or min(left, right) == 1:
+            sides.append((root, None) if left > 1 else (None, root))
+        else:
+            sides.append(tuple(like(_root(part, "weight"), where) for part in _marginals(metric, (left, right))))
+    (rows_left, rows_right), (cols_left, cols_right) = sides
+    return (rows_left, cols_left), (rows_right, cols_right)
 
 
 def check_weight(weight: Any) -> None:

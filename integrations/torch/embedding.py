@@ -65,7 +65,7 @@ class MPOEmbedding(MPOLayer):
         rank : optional
             As for ``tnmpo.mpo_decompose``; None cuts nothing.
         weight : tnmpo.Weight, optional
-            The norm to cut in (``rows=`` the token counts), for low-rank shapes.
+            The norm to cut in (``rows=`` the token counts), of any shape.
 
         Raises
         ------

@@ -138,7 +138,7 @@ class MPOLayer(nn.Module):
         rank : int, tuple, float or policy
             As for ``tnmpo.truncate``. A low-rank layer has one bond, whether it shows ``M`` or not.
         weight : tnmpo.Weight, optional
-            The norm to cut in, for low-rank layers.
+            The norm to cut in, of the size of the cores' matrix, padding included.
 
         Returns
         -------
@@ -193,5 +193,7 @@ def decompose_weight(weight: Tensor, shape: Any, rank: Any, metric: tnmpo.Weight
     if isinstance(shape, tnmpo.MPOShape):
         missing = [wanted - size for wanted, size in zip(shape.matrix_shape, weight.shape, strict=True)]
         if min(missing) >= 0:
+            if metric is not None:
+                metric = metric.padded((weight.shape[0], weight.shape[1]), shape.matrix_shape)
             weight = nn.functional.pad(weight, (0, missing[1], 0, missing[0]))
     return tnmpo.mpo_decompose(weight, shape, rank, weight=metric)

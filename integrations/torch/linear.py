@@ -78,7 +78,7 @@ class MPOLinear(MPOLayer):
         rank : optional
             As for ``tnmpo.mpo_decompose``; None cuts nothing.
         weight : tnmpo.Weight, optional
-            The norm to cut in (``cols=`` the input covariance), for low-rank shapes.
+            The norm to cut in (``cols=`` the input covariance), of any shape.
 
         Raises
         ------
