@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import math
-import re
 import subprocess
 import sys
 from itertools import pairwise
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -260,11 +258,3 @@ def test_hypothesis_is_needed_for_this_module_only():
     code = "import sys, tnmpo, tnmpo.random; print('hypothesis' in sys.modules)"
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert run.stdout.strip() == "False"
-
-
-@pytest.mark.parametrize("page", ["backends.md", "testing.md"])
-def test_the_pages_run(page):
-    text = (Path(__file__).resolve().parents[1] / "docs" / page).read_text()
-    namespace = {"__name__": page}
-    for block in re.findall(r"^```python\n(.*?)^```", text, re.MULTILINE | re.DOTALL):
-        exec(compile(block, page, "exec"), namespace)

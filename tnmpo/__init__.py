@@ -7,6 +7,9 @@
 (1, 16, 64, 64, 12, 1)
 """
 
+from . import io as io
+from . import plot as plot
+from . import random as random
 from ._algebra import apply, hadamard, inner, kron, norm, trace
 from ._allot import allot_ranks
 from ._blocks import mutual_information

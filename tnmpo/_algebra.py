@@ -8,7 +8,7 @@ from __future__ import annotations
 from typing import Any
 
 from . import _chain
-from ._backend import Array, dtype_name, working
+from ._backend import Array, backend_of, dtype_name, transposed, working
 from ._mpo import MPO
 from ._train import AnyTrain, Train, chain_of, check_alike, check_same_place, check_train
 from ._truncate import truncate
@@ -130,7 +130,7 @@ def trace(mpo: MPO) -> Array:
     for matrix in others:
         first, of_first = _chain.around_one(first @ matrix)
         exponent += of_first
-    total = first[0, 0] if shape.rows == shape.cols else (first * last.T).sum()
+    total = first[0, 0] if shape.rows == shape.cols else backend_of(first, "mpo").sum(first * transposed(last))
     return _chain.shifted(total, exponent)
 
 

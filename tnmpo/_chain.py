@@ -18,7 +18,20 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from ._backend import Array, adjoint, backend_of, cast, conj, dtype_name, like, peak, permute, to_numpy, transposed
+from ._backend import (
+    Array,
+    adjoint,
+    backend_of,
+    cast,
+    conj,
+    dtype_name,
+    like,
+    parts_of,
+    peak,
+    permute,
+    to_numpy,
+    transposed,
+)
 from ._bounds import l2_norm
 from ._contract import merge_order
 from ._factor import naming, thin_qr, thin_svd
@@ -180,8 +193,9 @@ def scaled_norm(cores: Sequence[Array]) -> Scaled:
         core, of_core = around_one(core)
         rest, of_rest = around_one(_carry(r, core))
         exponent += of_core + of_rest
-    squares = (rest * conj(rest)).real.sum()
-    return (backend_of(rest, "cores").sqrt(squares) if peak(squares) > 0 else squares), exponent
+    backend = backend_of(rest, "cores")
+    squares = backend.sum(parts_of(rest * conj(rest))[0])
+    return (backend.sqrt(squares) if peak(squares) > 0 else squares), exponent
 
 
 def inner(one: Sequence[Array], other: Sequence[Array]) -> Scaled:

@@ -159,7 +159,7 @@ def _random(
 
 def _ranks(rank: Any, sizes: Sequence[int]) -> tuple[int, ...]:
     full = full_ranks(sizes)
-    return full if rank is None else choose_ranks(rank, [np.ones(most) for most in full[1:-1]], sizes)
+    return full if rank is None else choose_ranks(rank, [np.broadcast_to(1.0, most) for most in full[1:-1]], sizes)
 
 
 def _gaussian_cores(ranks: Sequence[int], sizes: Sequence[int], norm: float | None, gaussian: Any) -> list[np.ndarray]:
