@@ -211,9 +211,76 @@ def test_cores_of_opposite_scales(backend, dtype):
         (dense_of(tnmpo.hadamard(A, A).cores), a * a),
         (A @ array_of(x, backend, dtype), a @ x),
         (array_of(x.T, backend, dtype) @ A, x.T @ a),
+        (A.to_matrix(), a),
     ]
     for actual, expected in cases:
         assert_close(actual, expected, 100 * SLACK[dtype] * np.max(np.abs(expected)))
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize(("dtype", "large"), [("float64", 1e200), ("float32", 1e28), ("complex128", 1e200)])
+@pytest.mark.parametrize("site", [0, 1])
+def test_a_scalar_that_one_core_cannot_take_is_shared(backend, dtype, large, site):
+    scales = [1 / large, large] if site else [large, 1 / large]
+    left, right = np.array([1.0, -3.0]), np.array([0.5, 2.0])
+    cores = [(scales[0] * left).reshape(1, 2, 1), (scales[1] * right).reshape(1, 2, 1)]
+    A = TT([array_of(core, backend, dtype) for core in cores])
+    a, slack, factor = np.outer(left, right), 20 * SLACK[dtype], large**0.75
+    for product, expected in ((A * factor, factor), (A / factor, 1 / factor), (A / (1 / factor), factor)):
+        assert {dtype_of(core) for core in product.cores} == {dtype}
+        assert_close(numpy_of(product.to_tensor()) / expected, a, slack)
+    limit = float(np.finfo(dtype).max)
+    known = canonicalize(A, site)
+    assert (known * 2.0).center == site
+    beyond = known * (limit / 64) * 16.0  # a norm that no core can hold
+    assert beyond.center is None
+    assert all(np.isfinite(numpy_of(core)).all() for core in beyond.cores)
+    assert_close((beyond / limit).to_tensor(), a / 4, slack)
+    below = known / (limit / 64) / 16.0
+    assert_close((below * limit).to_tensor(), a * 4, slack)
+
+
+def test_a_scalar_in_half_precision_is_shared():
+    A = MPO([np.full((1, 2, 2, 1), 60, np.float16)] * 2)
+    product = 3000 * A
+    assert product.cores[0].dtype == np.float16
+    assert np.allclose(dense_of(product.cores), 3000 * 3600, rtol=2e-3)
+    with pytest.raises(ValueError, match=r"^MPO: got a norm that overflows float16; scale it down or convert it to bf"):
+        product * 60000
+    with pytest.raises(ValueError, match=r"^MPO: got a norm that underflows float16; scale it up or convert it to bf"):
+        A / 60000 / 60000 / 60000 / 60000
+
+
+@pytest.mark.parametrize(
+    ("scale", "message"),
+    [
+        (1e308, "TT: got a norm that overflows float64; scale it down"),
+        (1e-308, "TT: got a norm that underflows float64; scale it up"),
+    ],
+)
+def test_a_scalar_that_no_core_can_take_is_refused(scale, message):
+    with pytest.raises(ValueError, match=f"^{message}$"):
+        TT([np.ones((1, 2, 1))]) * scale * scale**0.1
+    with pytest.raises(ValueError, match=f"^{message}$"):
+        TT([np.ones((1, 2, 1))] * 2) * scale * scale * scale**0.5
+    assert (0 * TT([np.full((1, 2, 1), scale)])).cores[0].max() == 0
+
+
+def test_sums_and_products_that_overflow_are_refused():
+    A = TT([np.full((1, 2, 1), 1.7e308)])
+    with (
+        pytest.raises(ValueError, match="^TT: got a norm that overflows float64; scale it down$"),
+        np.errstate(all="ignore"),
+    ):
+        A + A
+    with (
+        pytest.raises(ValueError, match="^TT: got a norm that overflows float64; scale it down$"),
+        np.errstate(all="ignore"),
+    ):
+        tnmpo.hadamard(A, A)
+    B = TT([np.full((1, 2, 1), np.float32(3e38))])
+    with pytest.raises(ValueError, match="overflows float32; scale it down or convert it to float64$"):
+        B * 2
 
 
 def test_the_norm_of_a_long_train():
@@ -524,12 +591,6 @@ def test_operators_belong_to_the_values():
     x = tt_decompose(W[0].reshape(3, 3, 2))
     assert (A @ x).shape == (2, 3, 2)
     assert isinstance(tnmpo.apply(A, x), TT)
-    with pytest.raises(TypeError, match="unsupported operand"):
-        A + None
-    with pytest.raises(TypeError, match="unsupported operand"):
-        A + 1
-    with pytest.raises(TypeError, match="unsupported operand"):
-        1 + A
     with pytest.raises(TypeError, match="unsupported operand"):
         2 / A
     with pytest.raises(TypeError, match="unsupported operand"):

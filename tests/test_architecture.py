@@ -42,6 +42,7 @@ LAYERS = [
     "_weighted",
     "_joint",
     "_fit",
+    "_trials",
     "_truncate",
     "_decompose",
     "_algebra",

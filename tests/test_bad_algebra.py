@@ -61,8 +61,8 @@ BAD_CALLS = [
     (lambda: OF_TORCH + META, TypeError, "other: got pytorch float64 on meta, expected pytorch float64 on cpu"),
     (lambda: OF_TORCH @ META.T, TypeError, "convert them to one backend, dtype and device"),
     # scalars
-    (lambda: A * A, TypeError, "scalar: got a MPO, expected a number; products are @ and tnmpo.hadamard"),
-    (lambda: A / X, TypeError, "scalar: got a TT, expected a number"),
+    (lambda: A * A, TypeError, "scalar: got MPO, expected a number; products are @ and tnmpo.hadamard"),
+    (lambda: A / X, TypeError, "scalar: got TT, expected a number"),
     (lambda: A * W, TypeError, "scalar: got an array of 2 axes, expected a number; for products use @"),
     (lambda: W * A, TypeError, "scalar: got an array of 2 axes, expected a number; for products use @"),
     (lambda: A * torch.tensor(2.0), TypeError, "scalar: got a Tensor, expected a number or an array of numpy"),
@@ -143,3 +143,27 @@ def test_a_bad_call_is_refused(call, error, fragment):
     assert argument.isidentifier()
     assert "got" in rest or "has" in rest
     assert "expected" in rest or ";" in rest
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda: A + W,
+        lambda: W + A,
+        lambda: A - W,
+        lambda: W - A,
+        lambda: torch.tensor(W) - OF_TORCH,
+        lambda: A + 1,
+        lambda: 1 - A,
+        lambda: A + None,
+    ],
+)
+def test_a_sum_with_what_is_no_train_is_refused(call):
+    with pytest.raises(TypeError, match=r"other: got \w+, expected a tnmpo.MPO; decompose it in the same"):
+        call()
+
+
+@pytest.mark.parametrize("call", [lambda: np.array(A), lambda: np.linalg.norm(A)])
+def test_numpys_functions_are_told_what_to_take(call):
+    with pytest.raises(TypeError, match=r"array: got MPO, expected an array; to_matrix\(\) makes one, tnmpo.norm"):
+        call()

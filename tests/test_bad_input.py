@@ -216,7 +216,8 @@ BAD_CALLS = [
     (lambda: MPO.from_tensorly(None), TypeError, "MPO: got NoneType for cores"),
     # weights
     (lambda: Weight(rows=[1.0, 2.0]), TypeError, "Weight: rows: got list, expected a numpy array"),
-    (lambda: Weight(cols=np.arange(18)), TypeError, "Weight: cols: got dtype int64, expected one of"),
+    (lambda: Weight(cols=ones(18) > 0), TypeError, "Weight: cols: got dtype bool, expected one of"),
+    (lambda: Weight(cols=[1, 2]), TypeError, "convert it first, e.g. with numpy.asarray(..., dtype=float)"),
     (lambda: Weight(cols=ones((2, 2, 2))), ValueError, "Weight: cols: got shape (2, 2, 2), expected a vector"),
     (lambda: Weight(cols=ones((2, 3))), ValueError, "Weight: cols: got shape (2, 3), expected a vector"),
     (lambda: Weight(rows=np.array([1.0, -1.0])), ValueError, "Weight: rows: got a negative entry in the diagonal"),

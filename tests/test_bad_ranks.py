@@ -29,6 +29,7 @@ BAD_CALLS = [
     (decompose(Tolerance(0.1) & (7, 3)), ValueError, "rank: got 7 for bond 1, whose full bond is 6"),
     (decompose(4 & ParameterBudget(18)), ValueError, "budget: got 18 parameters, the rank-one size is 19"),
     (decompose(Tolerance(0.1) & 0.05), ValueError, "rank: got the fraction 0.05 of 216 parameters"),
+    (decompose(1e-2), ValueError, "allow at least 0.088; for a relative error use tnmpo.Tolerance(0.01)"),
     # ITensor
     (lambda: ITensorCutoff(-1e-9), ValueError, "cutoff: got -1e-09, expected a finite number >= 0"),
     (lambda: ITensorCutoff(float("nan")), ValueError, "cutoff: got nan, expected a finite number >= 0"),

@@ -53,6 +53,16 @@ def test_the_blocks_of_a_page_run_in_order(page, tmp_path, monkeypatch):
         exec(compile(block, f"{page.name}, block {number}", "exec"), namespace)
 
 
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=[path.name for path in NOTEBOOKS])
+def test_stored_outputs_are_results_alone(path):
+    """Neither warnings, which name folders of the machine, nor errors."""
+    cells = [cell for cell in nbformat.read(path, as_version=4).cells if cell.cell_type == "code"]
+    assert all(cell.outputs or cell.execution_count for cell in cells)
+    outputs = [output for cell in cells for output in cell.outputs]
+    assert outputs
+    assert not [output for output in outputs if output.output_type == "error" or output.get("name") == "stderr"]
+
+
 def test_the_notebooks_run(tmp_path):
     assert (ROOT / "notebooks").is_dir()
     for path in NOTEBOOKS:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import decimal
 import math
 
 import jax
@@ -176,16 +177,41 @@ def test_renyi_entropies_fall_with_alpha(numbers, one, other):
     assert entanglement_entropy(spectrum, high) <= entanglement_entropy(spectrum, low) + 1e-7
 
 
-@pytest.mark.parametrize("alpha", [1 - 1e-6, 1 - 1e-9, 1 + 1e-9, 1 + 1e-6])
-def test_alpha_one_is_a_limit(alpha):
-    spectrum = np.array([3.0, 1.0, 0.5, 1e-9])
-    assert np.isclose(entanglement_entropy(spectrum, alpha), entanglement_entropy(spectrum), atol=1e-5)
+@pytest.mark.parametrize("excess", [1e-15, 1e-9, 2e-8, 1e-6, 1e-4, 9.9e-4, 1.1e-3, 1e-2])
+@pytest.mark.parametrize("sign", [1, -1])
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_alpha_one_is_a_limit(excess, sign, backend):
+    """Against 50 digits, and falling with alpha as it must."""
+    spectrum = [3.0, 1.0, 0.5, 1e-9]
+    alpha = 1 + sign * excess
+    with decimal.localcontext(prec=50):
+        weights = [decimal.Decimal(value) ** 2 for value in spectrum]
+        powers = [(weight / sum(weights)) ** decimal.Decimal(alpha) for weight in weights]
+        expected = float(sum(powers).ln() / (1 - decimal.Decimal(alpha)))
+    actual = float(entanglement_entropy(array_of(np.array(spectrum), backend, "float64"), alpha))
+    assert math.isclose(actual, expected, rel_tol=1e-12)
 
 
-def test_a_spectrum_may_be_too_steep_to_square():
-    spectrum = np.array([1.0, 1e-200])
+def test_a_spectrum_may_be_steep():
+    """Small values are directions down to what rounding leaves of a zero."""
+    spectrum = np.array([1.0, 1e-14])
     assert np.isclose(entanglement_entropy(spectrum, 0), np.log(2))
-    assert np.isclose(entanglement_entropy(spectrum, 1e-3), np.log(1 + 10**-0.4) / 0.999)
+    assert np.isclose(entanglement_entropy(spectrum, 1e-3), np.log(1 + 10**-0.028) / 0.999)
+    assert entanglement_entropy(np.array([1.0, 1e-200]), 0) == 0
+    assert np.isclose(entanglement_entropy(np.array([1.0, 1e-200]), 2), 0)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("dtype", ["float32", "float64", "complex64"])
+def test_rounding_is_no_direction(backend, dtype):
+    """A Kronecker product has one Schmidt value, beside what sweeps leave of zeros."""
+    rng = np.random.default_rng(0)
+    a, b, c = rng.normal(size=(3, 4, 4))
+    mpo = mpo_decompose(array_of(np.kron(np.kron(a, b), c), backend, dtype), ((4, 4, 4), (4, 4, 4)))
+    assert mpo.ranks == (1, 16, 16, 1)
+    assert [float(rank) for rank in effective_rank(mpo, 0)] == [1, 1]
+    assert max(float(entropy) for entropy in entanglement_entropy(mpo, 0.1)) == 0
+    assert float(mutual_information(mpo, {0}, {2}, 0)) == 0
 
 
 SWAP = np.eye(4)[[0, 2, 1, 3]]
@@ -285,6 +311,38 @@ def test_information_at_any_scale(scale):
     one = mutual_information(TT(cores), {0, 2}, {3})
     other = mutual_information(TT([cores[0], cores[1], scale * cores[2], cores[3]]), {0, 2}, {3})
     assert np.isclose(one, other, rtol=1e-12)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize(
+    "scales", [(1e-150,) * 4, (1e150,) * 4, (1e200, 1e200, 1e-200, 1e-200), (1e-200, 1e-200, 1e200, 1e200)]
+)
+def test_entanglement_of_cores_of_any_scale(backend, scales):
+    """A train of norm 1e-600 or 1e600 is a state like any other."""
+    rng = np.random.default_rng(0)
+    cores = [rng.normal(size=size) for size in ((1, 3, 4), (4, 2, 5), (5, 3, 3), (3, 2, 1))]
+    plain = TT([array_of(core, backend, "float64") for core in cores])
+    train = TT([array_of(scale * core, backend, "float64") for scale, core in zip(scales, cores, strict=True)])
+    for measure in (
+        entanglement_entropy,
+        effective_rank,
+        entropy_deficit,
+        schmidt_gap,
+        lambda t: [mutual_information(t, {0, 2}, {3})],
+        lambda t: entanglement_profile(t).entropies,
+    ):
+        expected = [float(value) for value in measure(plain)]
+        assert max(expected) > 0.01
+        assert np.allclose([float(value) for value in measure(train)], expected, rtol=1e-11, atol=0)
+
+
+def test_entanglement_of_a_long_train_in_single_precision():
+    """40 sites of entries around 0.01: a norm of 1e-56, which float32 ends before."""
+    rng = np.random.default_rng(0)
+    ranks = [1, *[8] * 39, 1]
+    cores = [0.01 * rng.normal(size=(ranks[k], 2, ranks[k + 1])) for k in range(40)]
+    train = TT([core.astype(np.float32) for core in cores])
+    assert np.allclose(entanglement_entropy(train), entanglement_entropy(TT([100 * core for core in cores])), atol=1e-4)
 
 
 def test_long_sites_and_many_sites_are_never_made_dense():

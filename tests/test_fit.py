@@ -205,3 +205,22 @@ def test_the_backends_agree():
 def test_it_is_a_value_of_mpos():
     W = np.random.default_rng(0).normal(size=(24, 24))
     assert isinstance(als_fit(W, mpo_decompose(W, SHAPE, 3)).train, MPO)
+
+
+@FEW
+@given(tts(min_order=2, max_order=4), st.integers(0, 10**6), st.booleans())
+def test_superfluous_bonds_go_and_the_rest_stays(target, seed, weighted):
+    """Random cores have bonds that are larger than they can need to be, as sums of trains have."""
+    rng = np.random.default_rng(seed)
+    sizes, ranks = target.shape, [1, *rng.integers(1, 9, size=target.order - 1), 1]
+    dense = dense_of(target.cores).ravel().reshape(sizes)
+    start = TT([rng.normal(size=(a, s, b)) for a, s, b in zip(ranks, sizes, ranks[1:], strict=False)])
+    if weighted:
+        start = MPO([core[:, :, None, :] for core in start.cores])
+        rows = math.prod(sizes)
+        fit = als_fit(dense.real.reshape(rows, 1), start, weight=Weight(rows=covariance(rng, rows)), sweeps=2)
+    else:
+        fit = als_fit(dense.real, start, sweeps=2)
+        assert fit.errors[-1] == pytest.approx(norm(dense.real - fit.train.to_tensor()), abs=1e-10 * norm(dense))
+    assert np.all(np.diff(fit.errors) <= 0)
+    assert fit.train.ranks == MPOShape(sizes, (1,) * target.order).clip_ranks([int(rank) for rank in ranks])

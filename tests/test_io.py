@@ -197,6 +197,7 @@ def test_a_file_of_version_1_written_by_hand_is_read(tmp_path):
         "relative_error": 0.25,
         "lower_bound": 0.5,
         "upper_bound": 0.5,
+        "norm": "plain",
     }
     entry = {"name": None, "kind": "MPO", "order": 2, "dtype": "float32", "center": 1, "truncation": truncation}
     arrays = {

@@ -172,6 +172,119 @@ def test_a_train_in_no_gauge_is_not_canonical(mpo: MPO):
     assert not is_canonical(scaled)
 
 
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float32", "float64"])
+def test_what_is_no_isometry_is_not_taken_for_one(dtype):
+    """Not in 16 bits either, where a tenth is far more than rounding."""
+    mpo = mpo_decompose(array_of(np.random.default_rng(0).normal(size=(16, 16)), "torch", dtype), ((4, 4), (4, 4)), 4)
+    assert is_canonical(mpo)
+    assert not is_canonical(MPO([1.1 * mpo.cores[0], mpo.cores[1]], center=1))
+    assert not is_canonical(MPO([torch.ones_like(core) / 2 for core in mpo.cores], center=1))
+
+
+EXTREME = {"float64": 300, "complex128": 300, "float32": 36, "complex64": 36}
+
+
+@st.composite
+def unbalanced(draw):
+    """A train of norm around 1 whose cores have opposite extreme scales, and the same with plain cores."""
+    plain = draw(mpos(min_order=2, max_order=5))
+    dtype = dtype_of(plain.cores[0])
+    rng = np.random.default_rng(draw(st.integers(0, 10**6)))
+    shapes = [core.shape for core in plain.cores]
+    cores = [rng.normal(size=shape) / math.sqrt(shape[0] * shape[3]) for shape in shapes]
+    if dtype.startswith("complex"):
+        cores = [core * np.exp(2j * np.pi * rng.random(core.shape)) for core in cores]
+    decades = draw(st.lists(st.integers(-EXTREME[dtype], EXTREME[dtype]), min_size=len(cores), max_size=len(cores)))
+    rest = sum(decades)
+    for k, decade in enumerate(decades):  # so that the product is in range again
+        step = max(-EXTREME[dtype] - decade, min(EXTREME[dtype] - decade, -rest))
+        decades[k], rest = decade + step, rest + step
+    backend = backend_of(plain.cores[0])
+    return tuple(
+        MPO([array_of(core * 10.0**decade, backend, dtype) for core, decade in zip(cores, of_cores, strict=True)])
+        for of_cores in (decades, [0] * len(cores))
+    )
+
+
+@given(unbalanced(), st.data())
+def test_every_verb_takes_cores_of_opposite_extreme_scales(pair, data):
+    mpo, plain = pair
+    dtype, dense = dtype_of(mpo.cores[0]), dense_of(plain.cores)
+    slack = 100 * SLACK[dtype] * norm_of_cores(plain)
+    assert_close(mpo.to_matrix(), dense, slack)
+    assert_close(mpo @ array_of(np.eye(dense.shape[1]), backend_of(mpo.cores[0]), dtype), dense, slack)
+    assert float(tnmpo.norm(mpo)) == pytest.approx(norm(dense), abs=slack)
+    center = data.draw(st.integers(0, mpo.order - 1))
+    moved = canonicalize(mpo, center)
+    assert is_canonical(moved)
+    assert_close(dense_of(moved.cores), dense, slack)
+    for spectrum, expected in zip(bond_spectra(mpo), dense_spectra(dense, plain.shape), strict=True):
+        kept = min(len(spectrum), len(expected))
+        assert_close(spectrum[:kept], expected[:kept], slack)
+    cut = truncate(moved if data.draw(st.booleans()) else mpo, data.draw(st.integers(1, 3)))
+    assert cut.truncation.error == pytest.approx(norm(dense - dense_of(cut.cores)), abs=slack)
+    assert is_canonical(cut)
+    assert_close((3 * mpo / 3).to_matrix(), dense, slack)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize(("sign", "word"), [(1, "overflows"), (-1, "underflows")])
+def test_a_norm_beyond_the_dtype_is_refused_by_name(dtype, sign, word):
+    scale = 10.0 ** (sign * EXTREME[dtype])
+    for backend in BACKENDS:
+        mpo = MPO([array_of(np.full((1, 2, 2, 1), scale), backend, dtype)] * 2)
+        way = "down" if sign > 0 else "up"
+        size = f"1e[+-]{2 * EXTREME[dtype] + (1 if sign > 0 else -1)}"
+        for verb in (canonicalize, bond_spectra, lambda train: truncate(train, 1)):
+            with pytest.raises(
+                ValueError,
+                match=f"^train: got a norm of about {size}, which {word} {dtype}; scale its cores {way} first$",
+            ):
+                verb(mpo)
+
+
+@pytest.mark.parametrize("backend", [name for name in BACKENDS if name != "jax"])  # whose arrays cannot be written into
+def test_results_of_order_one_are_no_views(backend):
+    W = array_of(np.ones((4, 4)), backend, "float64")
+    tt = tnmpo.TT([W.reshape(1, 16, 1)])
+    results = [
+        mpo_decompose(W, ((4,), (4,))),
+        mpo_decompose(W, ((4,), (4,)), 1),
+        tnmpo.tt_decompose(W.reshape(16)),
+        tnmpo.tt_decompose(W.reshape(16), 1),
+        canonicalize(tt),
+        truncate(tt, 1),
+    ]
+    W *= 5
+    for result in results:
+        assert numpy_of(result.cores[0]).max() == 1
+
+
+def test_results_of_order_one_are_plain_arrays():
+    W = np.ones((4, 4), ">f8")
+    W.flags.writeable = False
+    tt = tnmpo.TT([W.reshape(1, 16, 1)])
+    for result in (
+        mpo_decompose(W, ((4,), (4,))),
+        tnmpo.tt_decompose(W.reshape(16)),
+        canonicalize(tt),
+        truncate(tt, 1),
+    ):
+        assert result.cores[0].flags.writeable
+        assert result.cores[0].dtype.isnative
+
+
+@pytest.mark.parametrize("backend", ["numpy", "torch"])
+def test_more_sites_than_numpy_has_axes(backend):
+    W = array_of(np.random.default_rng(0).normal(size=(4, 6)), backend, "float64")
+    mpo = mpo_decompose(W, ((2, 2) + (1,) * 40, (1,) * 40 + (2, 3)))
+    assert mpo.order == 42
+    assert_close(mpo.to_matrix(), W, 1e-13)
+    assert_close(
+        truncate(mpo, 1).to_matrix(), truncate(mpo_decompose(W, ((2, 2, 1, 1), (1, 1, 2, 3))), 1).to_matrix(), 1e-12
+    )
+
+
 @given(mpos(), st.data())
 def test_the_matrix_of_any_train(mpo: MPO, data):
     assert_close(mpo.to_matrix(), dense_of(mpo.cores), SLACK[dtype_of(mpo.cores[0])] * norm_of_cores(mpo))
@@ -706,7 +819,7 @@ def test_rows_of_no_weight_are_regressed_on_the_others():
 
 def test_the_record_and_the_value_print_and_travel():
     mpo = mpo_decompose(torch.ones(12, 12), ((2, 3, 2), (3, 2, 2)), 2)
-    assert repr(mpo).startswith("MPO of a 12 x 12 matrix (pytorch, float32)")
+    assert repr(mpo).startswith("MPO: 12 x 12 matrix (pytorch, float32)")
     assert "bonds  1-2-2-1, center 1" in repr(mpo)
     assert "relative error" in repr(mpo)
     assert "spectra" not in repr(mpo.truncation)

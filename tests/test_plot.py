@@ -105,7 +105,7 @@ def test_the_entropies_along_trains(alpha):
     assert np.allclose(values[2].get_ydata(), [math.log(3), math.log(2), 0])
     assert np.allclose(ceilings[1].get_ydata(), np.log([5, 5]))
     assert list(axes.get_xticks()) == [1, 2, 3]
-    name = {1: "von Neumann entropy", 2: "Renyi-2 entropy", math.inf: "min-entropy"}[alpha]
+    name = {1: "von Neumann entropy", 2: "Rényi-2 entropy", math.inf: "min-entropy"}[alpha]
     assert axes.get_ylabel() == f"{name} / nats"
 
 
@@ -134,6 +134,56 @@ def test_a_wide_range_of_errors_has_a_logarithmic_axis():
     assert np.array_equal(axes.lines[0].get_ydata(), [0, 0])
 
 
+def test_a_small_train_is_cut_to_parts_of_its_own_size():
+    small, least = mpo(rank=2), mpo(rank=1)
+    (axes,) = plot.error_vs_parameters({"small": small, "least": least}).axes
+    drawn, alone = axes.lines
+    cuts = [truncate(small, f * small.n_parameters / 64**2) for f in (0.5, 0.6, 0.7, 0.8, 0.9, 1)]
+    assert small.n_parameters < 0.05 * 64**2  # all the same cut, if shares of the dense size were taken
+    assert len({*drawn.get_xdata()}) > 1
+    assert np.allclose(drawn.get_xdata()[-6:], [cut.n_parameters / 64**2 for cut in cuts])
+    assert np.allclose(drawn.get_ydata()[-6:], [cut.truncation.relative_error for cut in cuts])
+    assert np.allclose(alone.get_xdata(), least.n_parameters / 64**2)
+    assert len(alone.get_xdata()) == 1
+    assert alone.get_markersize() > drawn.get_markersize()
+    assert not alone.get_clip_on()
+    assert axes.get_xlabel() == "ratio (parameters / dense parameters)"
+
+
+@pytest.mark.parametrize(
+    ("length", "ticks"), [(1, [1]), (4, [1, 2, 3, 4]), (10, list(range(1, 11))), (64, [1, 2, 5, 10, 20, 50])]
+)
+def test_directions_are_whole_numbers(length, ticks):
+    figure = plot.bonds({"s": [np.linspace(1, 2, length)[::-1]]})
+    assert rendered(figure)
+    axis = figure.axes[0].xaxis
+    assert axis.get_majorticklocs().tolist() == ticks
+    assert [label.get_text() for label in axis.get_majorticklabels()] == [str(tick) for tick in ticks]
+    assert len(axis.get_minorticklocs()) == 0
+
+
+@pytest.mark.parametrize(
+    ("share", "words"), [(1, "4 parameters, 1 of dense"), (2000, "8,000 parameters, 2,000 times dense")]
+)
+def test_the_size_in_words(share, words):
+    rank = round(share)
+    train = TT([np.ones((1, 2, rank)), np.ones((rank, 2, 1))])
+    assert plot.train(train).get_suptitle() == f"TT: 2 x 2 tensor (numpy, float64)\n{words}"
+
+
+@pytest.mark.parametrize("state", [5, "ab", [1.0, 2.0], np.ones(3), [[]], [["a"]], [None], [[1j]]])
+def test_what_has_no_bonds_is_refused(state):
+    words = f"got {type(state).__name__} for 'a', expected an MPO, a TT or the list of its bond spectra"
+    for argument, draw in (
+        ("states", lambda: plot.entropies({"a": state})),
+        ("before", lambda: plot.bonds({"a": state})),
+        ("after", lambda: plot.bonds({"a": mpo()}, {"a": state})),
+    ):
+        with pytest.raises(TypeError) as caught:
+            draw()
+        assert str(caught.value) == f"{argument}: {words}"
+
+
 @pytest.mark.parametrize("center", [0, 1, 2, None])
 def test_a_train_as_a_network(center):
     state = mpo_decompose(np.ones((2 * 3 * 1, 4 * 1 * 5)), ((2, 3, 1), (4, 1, 5)), center=center or 0)
@@ -150,14 +200,14 @@ def test_a_train_as_a_network(center):
     sites = [(float(site), 0.0) for site in range(3)]
     assert places == ([sites] if center is None else [sites[:center], [sites[center]], sites[center + 1 :]])
     title = plot.train(state).get_suptitle()
-    assert title.startswith("MPO of a 6 x 20 matrix\n")
+    assert title.startswith("MPO: 6 x 20 matrix (numpy, float64)\n")
     assert f"{state.n_parameters:,} parameters" in title
 
 
 def test_a_tt_has_one_leg_a_site():
     (axes,) = plot.train(tt_decompose(np.ones((2, 3, 4)))).axes
     assert [text.get_text() for text in axes.texts] == ["sites", "2", "2", "3", "4", "4"]
-    assert plot.train(TT([np.ones((1, 2, 1))] * 30)).get_suptitle().startswith("TT of order 30\n")
+    assert plot.train(TT([np.ones((1, 2, 1))] * 30)).get_suptitle().startswith("TT: order 30 (numpy, float64)\n")
 
 
 @pytest.mark.parametrize("W", [np.zeros((4, 4)), np.ones((4, 4))])

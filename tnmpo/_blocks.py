@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from . import _chain
-from ._backend import Array, backend_of, cast, double, dtype_name, like, permute
+from ._backend import Array, backend_of, cast, dtype_name, like, permute
 from ._entanglement import check_alpha, entropy_of
 from ._factor import naming, thin_qr, thin_svd
 from ._shapes import shown
@@ -67,7 +67,7 @@ def mutual_information(train: Train, block_a: Iterable[int], block_b: Iterable[i
     backend = backend_of(cores[0], "train")
     with naming("train"):
         spectra = [block_spectrum(cores, block) for block in (a, b, a | b)]
-    of_a, of_b, of_both = (entropy_of(backend, double(spectrum), alpha) for spectrum in spectra)
+    of_a, of_b, of_both = (entropy_of(backend, spectrum, alpha) for spectrum in spectra)
     information = of_a + of_b - of_both
     if alpha == 1:
         information = backend.clip(information, 0.0)  # subadditivity, which rounding does not know
@@ -75,13 +75,14 @@ def mutual_information(train: Train, block_a: Iterable[int], block_b: Iterable[i
 
 
 def block_spectrum(cores: Sequence[Array], block: set[int]) -> Array:
-    """The Schmidt values between the sites of ``block`` and all others."""
+    """The Schmidt values between the sites of ``block`` and all others, up to a factor."""
     inside = [site in block for site in range(len(cores))]
     borders = [site for site in range(1, len(cores)) if inside[site] != inside[site - 1]]
     first, last = (borders[0], borders[-1]) if borders else (0, 0)
     #  ▶━▶━○━◀━◀━◀      the first run is left of the center, the last run right of what is in between:
     #    ━━○━◀━━        both are isometries, so they are open to their bonds alone
-    cores = _chain.orthogonalize(cores, first)[first : max(last, first + 1)]
+    cores, _ = _chain.scaled_orthogonalize(cores, first)  # up to a factor, which an entropy does not see
+    cores = cores[first : max(last, first + 1)]
     left = cores[0].shape[0]
     state = cast(like(np.eye(left), cores[0]), dtype_name(cores[0]))
     state = state.reshape((left, 1, left) if inside[0] else (1, left, left))  # (inside, outside, bond)

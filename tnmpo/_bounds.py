@@ -5,11 +5,14 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Literal
 
 import numpy as np
 
+Norm = Literal["plain", "product", "joint"]
 
-@dataclass(frozen=True)
+
+@dataclass(frozen=True, eq=False)
 class Truncation:
     """The record of one cut: how far the result is from what was cut.
 
@@ -29,11 +32,13 @@ class Truncation:
         don't.
     spectra : tuple of (d_k,) float64 arrays
         The untruncated Schmidt values of every inner bond in that norm, descending.
+    norm : {"plain", "product", "joint"}
+        The norm of all these numbers: the Frobenius norm; weighted by a metric that is a product over the sites, or by
+        any on a low-rank shape; weighted by any other metric.
 
     Notes
     -----
-    Spectra exist in a metric that is a product over the sites: the plain one, a Kronecker product of site metrics, any
-    metric on a low-rank shape. In every other metric the error cannot be split over the bonds: ``error`` is then
+    In a ``"joint"`` metric the error cannot be split over the bonds: ``error`` is then
     measured, ``lower_bound`` is 0, ``upper_bound`` is the error of the plain cut to the same ranks in that metric, and
     ``spectra`` are those in the product of the metric's marginals, which chose the ranks and bound nothing.
 
@@ -47,6 +52,7 @@ class Truncation:
     lower_bound: float
     upper_bound: float
     spectra: tuple[np.ndarray, ...] = field(repr=False)
+    norm: Norm = "plain"
 
     @property
     def quasi_optimality(self) -> float:
@@ -69,16 +75,19 @@ class Truncation:
         return math.sqrt(max(len(self.ranks) - 2, 1))
 
 
-def certify(ranks: Sequence[int], spectra: Sequence[np.ndarray], error: float, norm: float) -> Truncation:
-    """The record of a cut of ``spectra`` to ``ranks`` whose exact error is known."""
+def certify(
+    ranks: Sequence[int], spectra: Sequence[np.ndarray], error: float, size: float, norm: Norm = "plain"
+) -> Truncation:
+    """The record of a cut of ``spectra`` to ``ranks`` whose exact error is known; ``size`` is the norm of the input."""
     local = [l2_norm(spectrum[rank:]) for spectrum, rank in zip(spectra, ranks[1:-1], strict=True)]
     return Truncation(
         ranks=tuple(ranks),
         error=error,
-        relative_error=error / norm if norm > 0 else 0.0,
+        relative_error=error / size if size > 0 else 0.0,
         lower_bound=max(local, default=0.0),
         upper_bound=l2_norm(np.array(local)),
         spectra=tuple(spectra),
+        norm=norm,
     )
 
 

@@ -21,6 +21,7 @@ import numpy as np
 from ._backend import (
     Array,
     adjoint,
+    all_finite,
     backend_of,
     cast,
     conj,
@@ -47,19 +48,36 @@ def mirror(cores: Sequence[Array]) -> Cores:
     return [permute(core, (2, 1, 0)) for core in cores[::-1]]
 
 
-def contract(cores: Sequence[Array]) -> Array:
+def contract(cores: Sequence[Array], *, look: bool = True) -> Array:
     """The dense tensor of a train, flattened: entries in the order of the sites.
 
-    Cost: that of the best order of merging neighbours (``_contract.merge_order``).
+    Cost: that of the best order of merging neighbours (``_contract.merge_order``). Where products of some of the cores
+    may leave the range of the dtype, each is brought around 1, unless values are not to be looked at.
     """
+    exponent = 0
+    at_any_scale = look and not _contracts_in_range(cores)
+    if at_any_scale:
+        cores, exponent = all_around_one(cores)
     sizes = [core.shape[1] for core in cores]
     ranks = [1, *(core.shape[2] for core in cores)]
     segments = dict(enumerate(cores))
     for first, second in merge_order(sizes, ranks):
         left, right = segments[first], segments.pop(second)  # (r, a, k), (k, b, r')
         product = left.reshape(-1, left.shape[2]) @ right.reshape(right.shape[0], -1)
+        if at_any_scale:
+            product, of_product = around_one(product)
+            exponent += of_product
         segments[first] = product.reshape(left.shape[0], -1, right.shape[2])
-    return segments[0].reshape(-1)
+    return shifted(segments[0].reshape(-1), exponent)
+
+
+def _contracts_in_range(cores: Sequence[Array]) -> bool:
+    """Whether no product of neighbours, in whatever order, comes near the ends of the range of the dtype."""
+    exponents = [math.frexp(peak(core))[1] for core in cores]
+    growth = sum(math.log2(core.shape[2]) for core in cores)
+    limit = _largest_step(cores[0]) // 2
+    above, below = (sum(max(0, sign * exponent) for exponent in exponents) for sign in (1, -1))
+    return above + growth < limit and below < limit
 
 
 def left_part(cores: Sequence[Array], where: Array) -> Array:
@@ -107,7 +125,7 @@ def decompose(tensor: Array, sizes: Sequence[int], center: int) -> tuple[Cores, 
     right: list[Array] = []  # from the last site inwards, mirrored
     left_spectra: list[Array] = []
     right_spectra: list[Array] = []
-    rest = tensor.reshape(1, -1)
+    rest = tensor.reshape(1, -1) if order > 1 else _copy(tensor)
     left_rank = right_rank = 1
     while len(left) + len(right) < order - 1:
         first, last = len(left), order - 1 - len(right)
@@ -133,15 +151,69 @@ def decompose(tensor: Array, sizes: Sequence[int], center: int) -> tuple[Cores, 
 
 
 def orthogonalize(cores: Sequence[Array], center: int) -> Cores:
-    """The same train with the orthogonality center at ``center``, by QR from both ends."""
-    cores = _qr_right(cores, center)
-    return mirror(_qr_right(mirror(cores), len(cores) - 1 - center))
+    """The same train with the orthogonality center at ``center``, by QR from both ends.
+
+    Raises
+    ------
+    ValueError
+        If the norm, which the center carries, is beyond the range of the dtype.
+    """
+    cores, exponent = scaled_orthogonalize(cores, center)
+    return _with_center_shifted(cores, center, exponent)
+
+
+def scaled_orthogonalize(cores: Sequence[Array], center: int) -> tuple[Cores, int]:
+    """The same with the center around 1, and the power of two that is missing in it."""
+    if len(cores) == 1:
+        core, exponent = around_one(cores[0])
+        return [_copy(core)], exponent
+    cores, exponent = all_around_one(cores)
+    cores, from_left = _qr_right(cores, center)
+    cores, from_right = _qr_right(mirror(cores), len(cores) - 1 - center)
+    return mirror(cores), exponent + from_left + from_right
 
 
 def schmidt(cores: Sequence[Array], center: int) -> tuple[Cores, list[Array]]:
-    """The same train in the Schmidt basis of every bond, and the spectra of its bonds."""
-    cores, spectra, _ = _svd_right(orthogonalize(cores, 0))
-    return _center_from_right(cores, center), spectra
+    """The same train in the Schmidt basis of every bond, and the spectra of its bonds.
+
+    Raises
+    ------
+    ValueError
+        If the norm is beyond the range of the dtype.
+    """
+    cores, spectra, exponent = _scaled_schmidt(cores)
+    cores = _with_center_shifted(_center_from_right(cores, center), center, exponent)
+    return cores, [shifted(spectrum, exponent) for spectrum in spectra]
+
+
+def spectra_around_one(cores: Sequence[Array]) -> list[Array]:
+    """The spectra of the bonds up to a factor, the same for all: those of a train of any norm."""
+    return _scaled_schmidt(cores)[1]
+
+
+def _scaled_schmidt(cores: Sequence[Array]) -> tuple[Cores, list[Array], int]:
+    """Left isometries in Schmidt bases up to the last site, the spectra, and the power of two missing in both."""
+    cores, exponent = scaled_orthogonalize(cores, 0)
+    cores, spectra, _ = _svd_right(cores)
+    return cores, spectra, exponent
+
+
+def _with_center_shifted(cores: Cores, center: int, exponent: int) -> Cores:
+    """The train times ``2**exponent``, which the center takes, or an error where its norm is then out of range."""
+    if exponent == 0:
+        return cores
+    core = cores[center]
+    size = l2_norm(to_numpy(core))
+    moved = shifted(core, exponent)
+    limit = np.finfo(dtype_name(core)).maxexp
+    too_large = math.frexp(size)[1] + exponent > limit or not all_finite(moved)
+    if too_large or (size > 0 and peak(moved) == 0):
+        decade = math.log10(size) + exponent * math.log10(2)
+        raise ValueError(
+            f"train: got a norm of about 1e{decade:+.0f}, which {'overflows' if too_large else 'underflows'} "
+            f"{dtype_name(core)}; scale its cores {'down' if too_large else 'up'} first"
+        )
+    return [*cores[:center], moved, *cores[center + 1 :]]
 
 
 def cut(cores: Sequence[Array], center: int, ranks: Sequence[int]) -> tuple[Cores, float]:
@@ -157,13 +229,16 @@ def cut(cores: Sequence[Array], center: int, ranks: Sequence[int]) -> tuple[Core
     error : float
         The Frobenius distance to the input, exact: the discarded parts of the successive residuals are orthogonal.
     """
+    cores, exponent = all_around_one(cores)  # of which only the center is not already
     # The right of the center is isometric already, so only the left is turned before the sweep.
-    moved = mirror(_qr_right(mirror(cores[: center + 1]), center)) + list(cores[center + 1 :])
-    cores, _, discarded = _svd_right(moved, ranks)
+    turned, of_turned = _qr_right(mirror(cores[: center + 1]), center)
+    exponent += of_turned
+    cores, _, discarded = _svd_right(mirror(turned) + cores[center + 1 :], ranks)
     # Each cut turns the Schmidt bases of the bonds before it: one sweep back and one to the center.
     cores = _center_from_right(cores, 0)
     cores, _, _ = _svd_right(cores, stop=center)
-    return cores, l2_norm(np.array(discarded))
+    cores[center] = shifted(cores[center], exponent)
+    return cores, math.ldexp(l2_norm(np.array(discarded)), exponent)
 
 
 def _center_from_right(cores: Cores, center: int) -> Cores:
@@ -175,7 +250,8 @@ def _center_from_right(cores: Cores, center: int) -> Cores:
 
 def orthogonalize_pair(core: Array, following: Array) -> Cores:
     """Move the center from a core to the one right of it."""
-    return _qr_right([core, following], 1)
+    (isometry, moved), exponent = _qr_right([core, following], 1)
+    return [isometry, shifted(moved, exponent)]
 
 
 def norm(cores: Sequence[Array]) -> float:
@@ -267,19 +343,27 @@ def distance(one: Sequence[Array], other: Sequence[Array]) -> float:
 # ---------------------------------------------------------------------------------------------------------------------
 
 
-def around_one(tensor: Array) -> Scaled:
-    """``tensor / 2**exponent``, exactly, and the exponent: 0 where a product of three such tensors is in range."""
+def around_one(tensor: Array, near: int = _NEAR_ONE) -> Scaled:
+    """``tensor / 2**exponent``, exactly, and the exponent.
+
+    It is 0 for a tensor that is within ``2**near`` of 1; by default the product of three such tensors is in range.
+    """
     exponent = math.frexp(peak(tensor))[1]
-    return (shifted(tensor, -exponent), exponent) if abs(exponent) > _NEAR_ONE else (tensor, 0)
+    return (shifted(tensor, -exponent), exponent) if abs(exponent) > near else (tensor, 0)
 
 
 def shifted(tensor: Array, exponent: int) -> Array:
     """``tensor * 2**exponent``, in steps that are in range themselves."""
-    limit = 1022 if dtype_name(tensor) in ("float64", "complex128") else 126
+    limit = _largest_step(tensor)
     while exponent:
         step = max(-limit, min(limit, exponent))
         tensor, exponent = tensor * 2.0**step, exponent - step
     return tensor
+
+
+def _largest_step(tensor: Array) -> int:
+    """Two to this power and to its negative are normal numbers of the dtype."""
+    return 1022 if dtype_name(tensor) in ("float64", "complex128") else 126
 
 
 def spread(cores: Sequence[Array], exponent: int) -> Cores:
@@ -288,9 +372,9 @@ def spread(cores: Sequence[Array], exponent: int) -> Cores:
     return [shifted(core, share + (k < rest)) for k, core in enumerate(cores)]
 
 
-def all_around_one(cores: Sequence[Array]) -> tuple[Cores, int]:
+def all_around_one(cores: Sequence[Array], near: int = _NEAR_ONE) -> tuple[Cores, int]:
     """Every core ``around_one``, and the sum of the exponents."""
-    pairs = [around_one(core) for core in cores]
+    pairs = [around_one(core, near) for core in cores]
     return [core for core, _ in pairs], sum(exponent for _, exponent in pairs)
 
 
@@ -304,17 +388,23 @@ def _zeros(shape: tuple[int, ...], where: Array) -> Array:
     return cast(like(np.zeros(shape), where), dtype_name(where))
 
 
-def _qr_right(cores: Sequence[Array], stop: int) -> Cores:
-    """Make every core left of ``stop`` a left isometry."""
-    cores = list(cores)
+def _copy(tensor: Array) -> Array:
+    """The same values in memory of their own, in native byte order: what is returned is not what came in."""
+    return tensor * 1
+
+
+def _qr_right(cores: Sequence[Array], stop: int) -> tuple[Cores, int]:
+    """Make every core left of ``stop`` a left isometry; what is carried stays around 1 but for a power of two."""
+    cores, exponent = list(cores), 0
     for k in range(stop):
         #  ▶━▶━●━●━●      before: site k is anything
         #  ▶━▶━▶━●━●      after: its triangular factor went into site k + 1
         left, size, right = cores[k].shape
         q, r = thin_qr(cores[k].reshape(left * size, right))  # (left*size, new), (new, right)
         cores[k] = q.reshape(left, size, -1)
-        cores[k + 1] = _carry(r, cores[k + 1])
-    return cores
+        cores[k + 1], of_carried = around_one(_carry(r, cores[k + 1]))
+        exponent += of_carried
+    return cores, exponent
 
 
 def _svd_right(

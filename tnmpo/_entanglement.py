@@ -14,11 +14,23 @@ from typing import Any
 import numpy as np
 
 from . import _chain
-from ._backend import Array, Backend, as_numpy, backend_of, cast, check_values, double, dtype_name, peak, working
+from ._backend import (
+    Array,
+    Backend,
+    as_numpy,
+    backend_of,
+    cast,
+    check_values,
+    double,
+    dtype_name,
+    peak,
+    resolution,
+    working,
+)
 from ._factor import naming
 from ._train import Train, chain_of, check_train
 
-Measure = Callable[[Backend, Array], Array]  # of a spectrum in double precision
+Measure = Callable[[Backend, Array], Array]  # of a spectrum, computed in double precision
 
 
 def bond_spectra(train: Train) -> list[Array]:
@@ -32,6 +44,12 @@ def bond_spectra(train: Train) -> list[Array]:
     -------
     list of n - 1 arrays, the k-th of shape (r_k,)
         On the cores' backend and device; empty for order 1. The squares of each sum to the squared Frobenius norm.
+
+    Raises
+    ------
+    ValueError, TypeError
+        If ``train`` is none or holds NaN, or its norm is beyond the dtype. What is read from spectra is not: entropies
+        are of the train as a normalised state.
 
     Notes
     -----
@@ -47,6 +65,13 @@ def bond_spectra(train: Train) -> list[Array]:
     cores = chain_of(check_train(train))
     with naming("train"):
         return _chain.schmidt(cores, 0)[1]
+
+
+def relative_spectra(train: Train) -> list[Array]:
+    """The spectra up to a factor, the same for all: those of a train whose norm no number can hold, too."""
+    cores = chain_of(check_train(train))
+    with naming("train"):
+        return _chain.spectra_around_one(cores)
 
 
 def entanglement_entropy(train_or_spectrum: Train | Array, alpha: float = 1) -> Any:
@@ -75,6 +100,9 @@ def entanglement_entropy(train_or_spectrum: Train | Array, alpha: float = 1) -> 
 
     Notes
     -----
+    For alpha < 1 values below ``(16 + r) eps s_1`` are taken for zeros, with eps the resolution of the dtype: such
+    orders count directions that are hardly there, and would count what rounding leaves of a zero as one.
+
     Differentiable in the entries of a train, degenerate and zero Schmidt values included, for alpha >= 1; below 1 the
     entropy itself has no derivative where a value is zero, and such values then count as constant.
 
@@ -205,16 +233,26 @@ def check_alpha(alpha: Any) -> float:
 
 
 def entropy_of(backend: Backend, spectrum: Array, alpha: float) -> Array:
-    """The entropy of Schmidt values in double precision."""
+    """The entropy of Schmidt values, in double precision."""
+    rounding = (16 + len(spectrum)) * resolution(spectrum)  # what some sweeps leave of a zero
+    spectrum = double(spectrum)
     largest = backend.max(spectrum)
     if peak(largest) == 0:
         return 0 * largest
     values = spectrum / largest
-    values = values[np.flatnonzero(as_numpy(values))]  # 0 ln 0 = 0, and a zero is no direction
+    # 0 ln 0 = 0, and a zero is no direction
+    values = values[np.flatnonzero(as_numpy(values) > (rounding if alpha < 1 else 0))]
     weights = values**2  # squared: the entropy is of the Schmidt weights
     total = backend.sum(weights)
-    if abs(alpha - 1) < 1e-8:  # closer, the difference of logarithms below is all rounding
+    excess = alpha - 1
+    if excess == 0:
         entropy = backend.log(total) - 2 * backend.sum(weights * backend.log(values)) / total
+    elif abs(excess) < 1e-3:
+        # ln(sum p p^excess) = ln(1 + y), y = sum p (p^excess - 1), without a difference of nearby numbers:
+        # e^x - 1 = tanh(x/2) (e^x + 1) and ln(1 + y) = 2 artanh(y / (2 + y))
+        x = excess * (2 * backend.log(values) - backend.log(total))
+        y = backend.sum(weights * backend.tanh(x / 2) * (backend.exp(x) + 1)) / total
+        entropy = -2 * backend.arctanh(y / (2 + y)) / excess
     elif alpha == math.inf:
         entropy = backend.log(total)
     else:
@@ -228,7 +266,7 @@ def _gap(backend: Backend, spectrum: Array) -> Array:
     largest = backend.max(spectrum)
     if peak(largest) == 0:
         return 0 * largest
-    weights = (spectrum / largest) ** 2
+    weights = (double(spectrum) / double(largest)) ** 2
     total = backend.sum(weights)
     first, *others = np.argsort(-as_numpy(weights), kind="stable")[:2].tolist()
     return (weights[first] - sum(weights[second] for second in others)) / total
@@ -237,12 +275,12 @@ def _gap(backend: Backend, spectrum: Array) -> Array:
 def _of_each(train_or_spectrum: Train | Array, measure: Measure) -> Any:
     """The measure of every bond of a train, or of the one spectrum, in the dtype of the spectra."""
     if isinstance(train_or_spectrum, Train):
-        return [_measured(spectrum, measure) for spectrum in bond_spectra(train_or_spectrum)]
+        return [_measured(spectrum, measure) for spectrum in relative_spectra(train_or_spectrum)]
     return _measured(working(check_spectrum(train_or_spectrum)), measure)
 
 
 def _measured(spectrum: Array, measure: Measure) -> Array:
-    return cast(measure(backend_of(spectrum, "spectrum"), double(spectrum)), dtype_name(spectrum))
+    return cast(measure(backend_of(spectrum, "spectrum"), spectrum), dtype_name(spectrum))
 
 
 def check_spectrum(spectrum: Array) -> Array:

@@ -269,16 +269,16 @@ def _svd_adjoint(parts: Sequence[Array], from_basis: Array, from_spectrum: Array
     unit = s[0] if peak(s[:1]) > 0 else s[0] + 1
     s, f = s / unit, f / unit  # squares are taken: at any scale they stay in range
     floor = _floor(s)
-    per_value = from_spectrum * _inverse(backend, s, floor)
+    per_value = from_spectrum * inverse(backend, s, floor)
     gradient = u[:, :rank] @ from_rest + u @ (per_value[:, None] * f)
     if rank < len(s):
         differences, sums = s[None, :rank] - s[rank:, None], s[None, :rank] + s[rank:, None]
         y = adjoint(u[:, rank:]) @ from_basis / unit + f[rank:] @ adjoint(from_rest)
-        y = y * _inverse(backend, differences, floor) * _inverse(backend, sums, floor)
+        y = y * inverse(backend, differences, floor) * inverse(backend, sums, floor)
         gradient = gradient + u[:, rank:] @ (y @ f[:rank]) + u[:, :rank] @ (adjoint(y) @ f[rank:])
     if u.shape[0] > len(s):
         outside = from_basis - u @ (adjoint(u) @ from_basis)
-        kept = _inverse(backend, s[:rank], floor)
+        kept = inverse(backend, s[:rank], floor)
         gradient = gradient + outside @ ((kept**2 / unit)[:, None] * f[:rank])
         used = int((as_numpy(s[:rank]) > floor).sum())
         _warn_of_loss(from_rest[used:], f[:used] / s[:used, None], peak(from_rest))
@@ -292,8 +292,8 @@ def _qr_adjoint(q: Array, r: Array, from_q: Array, from_r: Array) -> Array:
         triangle, scale = _factorable(r)
         u, s, vh = svd(backend_of(triangle, "matrix"), triangle)
         floor = _floor(cast(s, real_dtype(dtype_name(r)))) * peak(s[:1])
-        inverse = _inverse(backend_of(s, "matrix"), s, floor)
-        pseudo = like(cast((u * inverse[None, :]) @ vh, dtype_name(r)), r) / scale  # r^-H
+        over = inverse(backend_of(s, "matrix"), s, floor)
+        pseudo = like(cast((u * over[None, :]) @ vh, dtype_name(r)), r) / scale  # r^-H
         outside = from_q - q @ (adjoint(q) @ from_q)
         gradient = gradient + outside @ pseudo
         used = int((as_numpy(s) > floor).sum())
@@ -328,7 +328,7 @@ def _floor(spectrum: Array) -> float:
     return (16 + len(spectrum)) * resolution(spectrum)
 
 
-def _inverse(backend: Backend, values: Array, floor: float) -> Array:
+def inverse(backend: Backend, values: Array, floor: float) -> Array:
     """``1 / values`` of values >= 0, and 0 for what is within the rounding of 0."""
     resolved = values > floor
     return backend.where(resolved, 1 / backend.where(resolved, values, values * 0 + 1), values * 0)

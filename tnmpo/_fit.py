@@ -21,6 +21,7 @@ from ._backend import (
     check_values,
     double,
     dtype_name,
+    is_half,
     permute,
     to_numpy,
 )
@@ -28,7 +29,7 @@ from ._bounds import l2_norm
 from ._factor import thin_qr
 from ._joint import WeightedProblem
 from ._mpo import MPO
-from ._shapes import positive_int, shown
+from ._shapes import clip_ranks, positive_int, shown
 from ._train import AnyTrain, Train, chain_of, check_train, interleaved
 from ._weights import Weight, check_weight
 
@@ -40,9 +41,10 @@ class ALSFit(Generic[AnyTrain]):
     Attributes
     ----------
     train : MPO or TT
-        The best one, of the ranks of the start.
+        The best one, of the ranks of the start, less what is superfluous in them.
     errors : tuple of float
-        ``||target - train||`` of the start and after every sweep, in the norm of the fit, never growing.
+        ``||target - train||`` of the start and after every sweep, in the norm of the fit and as rounded to the dtype of
+        the train, never growing. The last is that of ``train``.
     norm : float
         ``||target||`` in that norm.
     converged : bool
@@ -89,7 +91,8 @@ def als_fit(
     target : array, or train of the same sites
         What to come close to: for an MPO a matrix, for a TT a tensor.
     initial : MPO or TT
-        Where to start, e.g. the result of ``tnmpo.truncate``. Its ranks stay.
+        Where to start, e.g. the result of ``tnmpo.truncate``. Its ranks stay, but for what no train can need:
+        a bond larger than ``d_k`` times the one beside it, as sums of trains have, shrinks to that.
     weight : Weight, optional
         The norm to fit in, for MPOs of any shape.
     sweeps : int
@@ -100,7 +103,8 @@ def als_fit(
     Returns
     -------
     ALSFit
-        The train, canonical around the center of ``initial``, and the error before and after every sweep.
+        The train, canonical around the center of ``initial``, and the error before and after every sweep. In a 16-bit
+        dtype ``initial`` itself where the rounding would undo what a sweep gains.
 
     Raises
     ------
@@ -127,7 +131,7 @@ def als_fit(
     sweeps = positive_int(sweeps, "sweeps")
     if isinstance(tolerance, bool) or not isinstance(tolerance, Real) or not 0 <= tolerance < 1:
         raise ValueError(f"tolerance: got {shown(tolerance)}, expected a number from 0 to below 1")
-    cores = [double(core) for core in chain_of(initial)]
+    cores = _feasible([double(core) for core in chain_of(initial)])
     if weight is None:
         problem: Any = _plain_problem(target, initial)
     else:
@@ -135,25 +139,46 @@ def als_fit(
         check_train(initial, "initial", MPO)
         matrix = target.to_matrix() if isinstance(_check_target(target, initial), Train) else target
         problem = WeightedProblem(matrix, initial.frame, weight)
-    cores, errors, converged = refine(problem, cores, sweeps, tolerance)
     center = initial.order // 2 if initial.center is None else initial.center
-    kind = dtype_name(initial.cores[0])
-    train = initial.frame.build(_chain.orthogonalize(cores, center), kind, center=center)
+
+    def finished(cores: Sequence[Array]) -> AnyTrain:
+        return initial.frame.build(_chain.orthogonalize(cores, center), dtype_name(initial.cores[0]), center=center)
+
+    def rounded(cores: Sequence[Array]) -> list[Array]:
+        return [double(core) for core in chain_of(finished(cores))]
+
+    cores, errors, converged = refine(problem, cores, sweeps, tolerance, rounded)
+    train = initial if is_half(initial.cores[0]) and len(errors) == 1 else finished(cores)
     return ALSFit(train, errors, problem.norm, converged)
 
 
+def _feasible(cores: Sequence[Array]) -> list[Array]:
+    """The same train without superfluous bonds: a sweep shrinks each to what lies on one side of it."""
+    ranks = [1, *(core.shape[2] for core in cores)]
+    if clip_ranks([core.shape[1] for core in cores], ranks) == tuple(ranks):
+        return list(cores)
+    return _chain.orthogonalize(_chain.orthogonalize(cores, 0), len(cores) - 1)
+
+
 def refine(
-    problem: Any, cores: Sequence[Array], sweeps: int, tolerance: float
+    problem: Any,
+    cores: Sequence[Array],
+    sweeps: int,
+    tolerance: float,
+    rounded: Callable[[Sequence[Array]], Sequence[Array]] = list,
 ) -> tuple[list[Array], tuple[float, ...], bool]:
-    """Sweep until the error falls by less than the tolerance; the errors are exact and never grow."""
+    """Sweep until the error falls by less than the tolerance.
+
+    The errors never grow. They are measured of the cores as ``rounded``, and of the start as it is.
+    """
     best = list(cores)
     errors = [problem.error(best)]
     for _ in range(sweeps):
         if errors[-1] == 0:
             return best, tuple(errors), True
         following = problem.sweep(best)
-        error = problem.error(following)
-        if error > errors[-1]:  # by rounding only: nothing is left to gain
+        error = problem.error(rounded(following))
+        if not error <= errors[-1]:  # by rounding only, NaN where that is beyond the range: nothing is left to gain
             return best, tuple(errors), True
         best = following
         errors.append(error)

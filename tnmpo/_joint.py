@@ -8,6 +8,7 @@ the metric itself.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -35,7 +36,7 @@ from ._factor import thin_qr, thin_svd
 from ._shapes import MPOShape
 from ._train import Frame, interleaved
 from ._weighted import SiteShapes, absorb, on_site, projector, through
-from ._weights import Roots, Weight, block_roots, from_right, on_middle, site_roots, square, times
+from ._weights import Metric, Roots, Weight, block_roots, from_right, on_middle, site_roots, square, times
 
 _CG_STEPS = 12  # per core and sweep; the next sweep goes on where this one stopped
 _ROUGH = 1e-6  # of a metric's largest value: below, the preconditioner takes it for that
@@ -103,26 +104,32 @@ class WeightedProblem:
 
     With the other cores fixed, ``W' = embed(core)``, whose adjoint is ``project``, and the core solves
     ``project(R embed(core) C) = project(R W C)``, by conjugate gradients from where it is: the error never grows.
+
+    Conjugate gradients take squares, so inside matrix and roots are brought around 1 by powers of two.
     """
 
     def __init__(self, matrix: Array, frame: Frame[Any], weight: Weight) -> None:
-        self.matrix, self.frame = double(matrix), frame
-        self.roots = weight.roots(tuple(matrix.shape), matrix)
+        self.frame = frame
+        self.matrix, self.exponent = _around_one(double(matrix))
+        pairs = [_around_one(root) for root in weight.roots(tuple(matrix.shape), matrix)]
+        self.roots = (pairs[0][0], pairs[1][0])
+        self.unit = self.exponent + pairs[0][1] + pairs[1][1]  # of an error, as a power of two
         self.metrics = (square(self.roots[0]), square(self.roots[1]))
         rows, cols = zip(*frame.site_shapes, strict=True)
-        # the product of the metric's marginals stands in for it in the preconditioner
-        self.site_roots, _ = site_roots(weight, MPOShape(rows, cols), matrix)
+        # the product of the metric's marginals stands in for it in the preconditioner, of which any multiple will do
+        marginals, _ = site_roots(weight, MPOShape(rows, cols), matrix)
+        self.site_roots = [(_around_one(row)[0], _around_one(col)[0]) for row, col in marginals]
 
     @property
     def norm(self) -> float:
         return self._measure(self.matrix)
 
     def error(self, cores: Sequence[Array]) -> float:
-        return self._measure(self.matrix - self._matrix(_chain.contract(cores)))
+        return self._measure(self.matrix - self._matrix(_chain.contract(self._inside(cores))))
 
     def sweep(self, cores: Sequence[Array]) -> list[Array]:
         """Every core once on the way to the last site, and once on the way back."""
-        cores, last = _chain.orthogonalize(cores, 0), len(cores) - 1
+        cores, last = _chain.orthogonalize(self._inside(cores), 0), len(cores) - 1
         for k in range(last):
             #  ▶━▶━○━◀━◀      before site k: it starts from what it is
             #  ▶━▶━▶━○━◀      after: it solves its system, its triangular factor moves on with the center
@@ -133,7 +140,12 @@ class WeightedProblem:
             pair = _chain.orthogonalize_pair(*_chain.mirror(cores[k - 1 : k + 1]))
             cores[k - 1 : k + 1] = _chain.mirror(pair)
         cores[0] = self._solved(cores, 0)
-        return cores
+        return _chain.spread(cores, self.exponent)
+
+    def _inside(self, cores: Sequence[Array]) -> list[Array]:
+        """A train of the given matrix as one of what ``matrix`` is."""
+        cores, exponent = _chain.all_around_one(cores)
+        return _chain.spread(cores, exponent - self.exponent)
 
     def _solved(self, cores: Sequence[Array], site: int) -> Array:
         core = cores[site]
@@ -180,7 +192,18 @@ class WeightedProblem:
 
     def _measure(self, residual: Array) -> float:
         rows, cols = self.roots
-        return l2_norm(to_numpy(times(rows, residual, cols)))
+        return float(np.ldexp(l2_norm(to_numpy(times(rows, residual, cols))), self.unit))
+
+
+def _around_one(metric: Metric) -> tuple[Any, int]:
+    """``metric / 2**exponent``, its largest entry between 1/2 and 1, and the exponent; of a tuple, of each part."""
+    if metric is None:
+        return None, 0
+    if isinstance(metric, tuple):
+        parts, exponents = zip(*map(_around_one, metric), strict=True)
+        return parts, sum(exponents)
+    exponent = math.frexp(peak(metric))[1]
+    return _chain.shifted(metric, -exponent), exponent
 
 
 def _conjugate_gradients(

@@ -11,7 +11,7 @@ from . import _chain
 from ._backend import Array, backend_of, cast, check_dtype, dtype_name, permute, working
 from ._contract import contraction_plan
 from ._shapes import MPOShape
-from ._train import Frame, Train, check_same_place, contracted, times
+from ._train import Frame, Train, check_same_place, contracted, regrouped, times
 from ._tt import TT
 
 
@@ -64,16 +64,18 @@ class MPO(Train):
     def to_matrix(self) -> Array:
         """The dense (I, J) matrix, on the cores' backend, device and dtype.
 
+        Cores may differ in scale by more than the dtype holds, except while torch compiles and for cores with gradients
+        on an accelerator: there no values are looked at.
         Cost: ``tnmpo.contraction_plan(mpo.shape, mpo.ranks).rebuild_flops``.
         """
         shape = self.shape
-        paired = contracted(self).reshape(tuple(d for pair in zip(shape.rows, shape.cols, strict=True) for d in pair))
-        rows_first = permute(paired, (*range(0, 2 * self.order, 2), *range(1, 2 * self.order, 2)))
-        return rows_first.reshape(self.matrix_shape)
+        pairs = [dimension for site in zip(shape.rows, shape.cols, strict=True) for dimension in site]
+        rows_first = (*range(0, 2 * self.order, 2), *range(1, 2 * self.order, 2))
+        return regrouped(contracted(self), pairs, rows_first).reshape(self.matrix_shape)
 
     @property
     def T(self) -> MPO:
-        """The transpose, in the same gauge; nothing is copied where the backend permutes axes without."""
+        """The transpose, in the same gauge; it shares its cores where the backend permutes axes without a copy."""
         return MPO([permute(core, (0, 2, 1, 3)) for core in self.cores], center=self.center)
 
     @property

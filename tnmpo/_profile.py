@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from ._backend import Array, to_numpy
-from ._entanglement import bond_spectra, check_spectrum, entanglement_entropy, schmidt_gap
+from ._entanglement import check_spectrum, entanglement_entropy, relative_spectra, schmidt_gap
 from ._train import Train
 
 
@@ -95,7 +95,7 @@ def entanglement_profile(train_or_spectra: Train | Sequence[Array]) -> Entanglem
        2      2    0.3251  0.6931   0.3681     1.38  0.8000
     """
     if isinstance(train_or_spectra, Train):
-        spectra: Sequence[Array] = bond_spectra(train_or_spectra)
+        spectra: Sequence[Array] = relative_spectra(train_or_spectra)
     elif isinstance(train_or_spectra, list | tuple):
         spectra = train_or_spectra
     else:

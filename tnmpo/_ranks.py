@@ -106,10 +106,12 @@ class MaxRank(Combinable):
 
 @dataclass(frozen=True)
 class Tolerance(Combinable):
-    """The fewest parameters with a relative error of the whole MPO of at most ``relative``.
+    """Few parameters with a relative error of the whole MPO of at most ``relative``.
 
     The guarantee is global: directions are dropped, those that save most parameters per lost
     weight first, while the upper bound ``sqrt(sum eps_k^2)`` stays within ``relative * ||W||``.
+    Greedy, so fewer parameters may be possible. In a metric that is no product over the sites the
+    tolerance is kept by measuring. For 16-bit dtypes the rounding of the cores comes on top.
 
     Parameters
     ----------
@@ -147,7 +149,7 @@ class Tolerance(Combinable):
 
 @dataclass(frozen=True)
 class ParameterBudget(Combinable):
-    """The least error within ``n_parameters`` entries of all cores; no single bond could be raised.
+    """A small error within ``n_parameters`` entries of all cores; no single bond could be raised.
 
     Parameters
     ----------
@@ -262,7 +264,7 @@ class _Fraction(Combinable):
         if budget < least:
             raise ValueError(
                 f"rank: got the fraction {self.share} of {dense} parameters, the rank-one size is {least}; "
-                f"allow at least {least / dense:.3g}"
+                f"allow at least {least / dense:.3g}; for a relative error use tnmpo.Tolerance({self.share:g})"
             )
         return ParameterBudget(budget).choose(spectra, sizes)
 

@@ -6,7 +6,9 @@ The residual ``E = W - W'`` is never formed: it is a train where both are, and i
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from numbers import Integral, Real
 from typing import Any
@@ -62,7 +64,7 @@ def output_error(W: Matrix, mpo: MPO, covariance: Any, *, relative: bool = False
     Raises
     ------
     ValueError, TypeError
-        If the arguments do not fit, hold NaN, or ``covariance`` is none. Its messages name it as ``Weight: cols``.
+        If the arguments do not fit, hold NaN, or ``covariance`` is none.
 
     Notes
     -----
@@ -80,12 +82,22 @@ def output_error(W: Matrix, mpo: MPO, covariance: Any, *, relative: bool = False
     3.605551275464
     """
     residual = _Residual(W, mpo)
-    root = Weight(cols=covariance)
-    error = residual.norm(root)
+    with _naming_covariance():
+        metric = Weight(cols=covariance)
+        error = residual.norm(metric)
     if not relative or error == 0:
         return error
-    size = _Residual(W, None).norm(root)
+    size = _Residual(W, None).norm(metric)
     return error / size if size > 0 else math.inf
+
+
+@contextmanager
+def _naming_covariance() -> Iterator[None]:
+    """What a weight says of its columns is here said of the argument that they came in as."""
+    try:
+        yield
+    except (ValueError, TypeError) as error:
+        raise type(error)(re.sub("^[Ww]eight: cols", "covariance", str(error))) from None
 
 
 @dataclass(frozen=True)

@@ -37,7 +37,7 @@ class ShapeCandidate:
     n_parameters : int
         The entries of all cores.
     error : float
-        ``||W - W'||`` of the matrix itself (without padding), measured, in the norm of the search.
+        ``||W - W'||`` of the matrix itself (without padding), exact, in the norm of the search.
     relative_error : float
         ``error / ||W||`` in that norm.
     padded : bool
@@ -148,9 +148,10 @@ def search_shape(
 
     Notes
     -----
-    Ranks are chosen by ``ParameterBudget`` or ``Tolerance`` for each, errors are measured on the rebuilt matrix. Cost:
-    about fifteen decompositions; with a weight that is no product over the sites each longer train is refined by ALS,
-    which takes some hundred products of ``W`` with the metrics.
+    Ranks are chosen by ``ParameterBudget`` or ``Tolerance`` for each. The errors are the exact ones of the cuts'
+    records; where the matrix was padded they are measured on it. Cost: about fifteen decompositions. With a weight that
+    is no product over the sites each longer train is refined by ALS, which takes some hundred products of ``W`` with
+    the metrics.
 
     Examples
     --------
@@ -184,8 +185,7 @@ def search_shape(
             f"ratio: got {ratio}, {int(limit)} parameters; the smallest rank-one MPO of a {rows} x {cols} matrix has "
             f"{least}; allow at least {least / (rows * cols):.3g}"
         )
-    by_error, by_size = (lambda one: (one.error, one.n_parameters)), (lambda one: (one.n_parameters, one.error))
-    best_first = sorted(found, key=by_size if ratio is None else by_error)
+    best_first = sorted(found, key=_by_size if ratio is None else _by_error)
     return ShapeRanking(tuple(best_first), (rows, cols), tuple(left_out))
 
 
@@ -207,6 +207,14 @@ def _tried(kind: str, shape: MPOShape, W: Array, policy: RankPolicy, weight: Wei
         error = l2_norm(to_numpy(working(W) - rebuilt(mpo)[:rows, :cols]))
         relative_error = error / norm if norm > 0 else 0.0
     return ShapeCandidate(kind, shape, mpo.ranks, mpo.n_parameters, error, relative_error, padded)
+
+
+def _by_error(one: ShapeCandidate) -> tuple[float, int]:
+    return float(f"{one.error:.6g}"), one.n_parameters  # differences below are rounding
+
+
+def _by_size(one: ShapeCandidate) -> tuple[int, float]:
+    return one.n_parameters, one.error
 
 
 def _policy(ratio: Any, tol: Any, dense: int) -> tuple[RankPolicy, float]:

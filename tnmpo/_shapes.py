@@ -272,14 +272,22 @@ def _balanced(size: int, order: int) -> tuple[int, ...]:
     if order == 1:
         return (size,)
     best: tuple[int, ...] = (size, *(1,) * (order - 1))
-    for largest in range(math.ceil(size ** (1 / order) - 1e-9), size):
+    for largest in _divisors(size):
         if largest >= sum(best):
             break
-        if size % largest == 0:
+        if largest**order >= size:
             rest = _balanced(size // largest, order - 1)
             if rest[0] <= largest and largest + sum(rest) < sum(best):
                 best = (largest, *rest)
     return best
+
+
+@lru_cache(maxsize=4096)
+def _divisors(size: int) -> tuple[int, ...]:
+    """All of them, ascending."""
+    small = [number for number in range(1, math.isqrt(size) + 1) if size % number == 0]
+    large = [size // number for number in reversed(small) if number * number != size]
+    return (*small, *large)
 
 
 def _around_middle(factors: Sequence[int], *, flip: bool = False) -> tuple[int, ...]:

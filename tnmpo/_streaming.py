@@ -47,8 +47,8 @@ def stream_decompose(
     ----------
     source : array-like of shape (I, J), or iterable of (any, J) row blocks
         Anything with ``shape`` and slices of rows: ``numpy.memmap``, a dataset of h5py or zarr. Or the blocks in their
-        order, of any heights; these are kept in a temporary file while the call lasts (``tempfile.tempdir`` says
-        where), since every pass reads them again.
+        order, of any heights; these are kept in a temporary file while the call lasts (``tempfile.gettempdir()``
+        says where), since every pass reads them again.
     shape : (rows, cols), MPOShape or None
         As for ``tnmpo.mpo_decompose``, at least two sites.
     rank : int, tuple or MaxRank

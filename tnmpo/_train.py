@@ -22,6 +22,7 @@ from ._backend import (
     conj,
     device_of,
     dtype_name,
+    is_half,
     peak,
     permute,
     working,
@@ -29,13 +30,15 @@ from ._backend import (
 from ._bounds import Truncation
 from ._shapes import n_parameters, shown
 
+_WIDER_DTYPE = {"float16": "bfloat16", "bfloat16": "float64", "float32": "float64", "complex64": "complex128"}
 _COMPLEX_DTYPE = {"float32": "complex64", "float64": "complex128"}
 
 
 class Train(ABC):
     """A train of cores, ``(r_{k-1}, site axes.., r_k)`` each, with ``r_0 = r_n = 1``.
 
-    ``TT`` has one axis a site, ``MPO`` two, a row and a column.
+    ``TT`` has one axis a site, ``MPO`` two, a row and a column. It is a value: its cores are not to be written into,
+    for results may share them.
     """
 
     __slots__ = ("center", "cores", "truncation")
@@ -78,25 +81,48 @@ class Train(ABC):
 
     def __add__(self, other: Self) -> Self:
         """The sum; its bonds are the sums of the two. ``tnmpo.truncate`` takes off what is superfluous."""
-        if not isinstance(other, Train):
-            return NotImplemented
-        check_alike(self, other)
+        check_alike(self, self._summand(other))
         cores = _chain.add(_merged(self), _merged(other))
         return self.frame.build(cores, dtype_name(self.cores[0]))
 
     def __radd__(self, other: int) -> Self:
         """So that the builtin ``sum``, which begins with 0, adds trains."""
-        return self if isinstance(other, int) and other == 0 else NotImplemented
+        return self if isinstance(other, int) and other == 0 else self._summand(other)
 
     def __sub__(self, other: Self) -> Self:
         """The difference, as the sum."""
-        return self + -other if isinstance(other, Train) else NotImplemented
+        return self + -self._summand(other)
+
+    def __rsub__(self, other: Any) -> Self:
+        return self._summand(other)
+
+    def _summand(self, other: Any) -> Any:
+        """``other``, if it is a train: an array would make the result dense, which is for the caller to say."""
+        if not isinstance(other, Train):
+            name = type(self).__name__
+            raise TypeError(
+                f"other: got {type(other).__name__}, expected a tnmpo.{name}; decompose it in the same sites, or make "
+                f"an array of this one with to_{'tensor' if len(self.core_axes) == 3 else 'matrix'}()"
+            )
+        return other
+
+    def __array__(self, *_: Any, **__: Any) -> Any:
+        """Refused, so that no numpy function takes the train for an object without axes."""
+        dense = "to_tensor" if len(self.core_axes) == 3 else "to_matrix"
+        raise TypeError(
+            f"array: got {type(self).__name__}, expected an array; {dense}() makes one, tnmpo.norm gives the norm"
+        )
 
     def __neg__(self) -> Self:
+        """The train times -1, in the same gauge; it shares all cores but one with this one."""
         return self * -1
 
     def __mul__(self, scalar: Any) -> Self:
-        """The train times a scalar, in the same gauge: the center takes it (site 0 where none is known)."""
+        """The train times a scalar, in the same gauge: the center takes it (site 0 where none is known).
+
+        The other cores are shared with this train. Where the product is out of the range of the dtype in that one core,
+        every core takes a share, and the gauge is lost.
+        """
         return self._scaled(scalar, operator.mul)
 
     __rmul__ = __mul__
@@ -114,11 +140,32 @@ class Train(ABC):
             kind = _COMPLEX_DTYPE[kind]
         cores = [cast(core, kind) for core in self.cores]
         site = 0 if self.center is None else self.center
-        cores[site] = operation(cores[site], factor if isinstance(factor, complex | float) else cast(factor, kind))
+        number = isinstance(factor, complex | float)
+        factor, size = (factor, abs(factor)) if number else (cast(factor, kind), peak(factor))
+        with np.errstate(over="ignore", under="ignore", invalid="ignore"):
+            core = operation(cores[site], factor)
+            if size > 0 and peak(cores[site]) > 0 and not np.finfo(_range_of(kind)).tiny <= peak(core) < math.inf:
+                return self._scaled_in_shares(site, factor, size, operation, kind)
+        cores[site] = core
         return type(self)(cores, center=self.center)
 
+    def _scaled_in_shares(
+        self, site: int, factor: Any, size: float, operation: Callable[[Array, Any], Array], kind: str
+    ) -> Self:
+        """The same where no core alone can take the factor, which is of that size."""
+        cores = [working(cast(core, kind)) for core in _merged(self)]
+        core, exponent = _chain.around_one(cores[site], near=0)
+        # Half of the way before the factor and half of it after, neither of which leaves the range.
+        half = math.frexp(size)[1] // 2 * (1 if operation is operator.truediv else -1)
+        number = isinstance(factor, complex | float)
+        cores[site] = operation(_chain.shifted(core, half), factor if number else cast(factor, dtype_name(core)))
+        cores, of_cores = _chain.all_around_one(cores, near=0)
+        shares = _chain.spread(cores, exponent - half + of_cores)
+        _check_range(self.frame.kind, cores, [cast(share, kind) for share in shares], kind)
+        return self.frame.build(shares, kind)
+
     def conj(self) -> Self:
-        """The complex conjugate, in the same gauge."""
+        """The complex conjugate, in the same gauge; a real train's shares its cores."""
         return type(self)([_conjugate(core) for core in self.cores], center=self.center)
 
     @abstractmethod
@@ -137,17 +184,24 @@ class Train(ABC):
     def __repr__(self) -> str:
         what, sites = self._summary()
         backend = backend_of(self.cores[0], "cores").backend_name
-        share = self.n_parameters / math.prod(self.frame.site_sizes)
         gauge = "no known gauge" if self.center is None else f"center {self.center}"
         lines = [
-            f"{type(self).__name__} of a {what} ({backend}, {dtype_name(self.cores[0])})",
+            f"{type(self).__name__}: {what} ({backend}, {dtype_name(self.cores[0])})",
             *(f"  {line}" for line in sites),
             f"  bonds  {'-'.join(map(str, self.ranks))}, {gauge}",
-            f"  {self.n_parameters:,} parameters, {share:.3g} of dense",
+            f"  {size_in_words(self)}",
         ]
         if self.truncation is not None:
             lines.append(f"  relative error {self.truncation.relative_error:.3g}")
         return "\n".join(lines)
+
+
+def size_in_words(train: Train) -> str:
+    """The number of parameters, and beside those of the dense array."""
+    share = train.n_parameters / math.prod(train.frame.site_sizes)
+    return f"{train.n_parameters:,} parameters, " + (
+        f"{share:.3g} of dense" if share < 100 else f"{share:,.0f} times dense"
+    )
 
 
 AnyTrain = TypeVar("AnyTrain", bound=Train)
@@ -172,16 +226,14 @@ class Frame(Generic[AnyTrain]):
         Raises
         ------
         ValueError
-            If an entry does not fit ``dtype``: the center carries the norm, and float16 ends at 65504.
+            If an entry does not fit ``dtype``, or all of a core vanish in it: the center carries the norm, and float16
+            ends at 65504.
         """
         apart = [
             cast(core.reshape((core.shape[0], *site, core.shape[2])), dtype)
             for core, site in zip(cores, self.site_shapes, strict=True)
         ]
-        if dtype == "float16" and not all(map(all_finite, apart)):
-            raise ValueError(
-                f"{self.kind.__name__}: got a norm that overflows float16; scale it down or convert it to bfloat16"
-            )
+        _check_range(self.kind, cores, apart, dtype)
         return self.kind(apart, center=center, truncation=truncation)
 
 
@@ -237,7 +289,7 @@ def as_scalar(scalar: Any, where: Array, *, divisor: bool = False) -> Any:
     kind = dtype_name(where)
     if isinstance(scalar, Train):
         name = type(scalar).__name__
-        raise TypeError(f"scalar: got a {name}, expected a number; products are @ and tnmpo.hadamard")
+        raise TypeError(f"scalar: got {name}, expected a number; products are @ and tnmpo.hadamard")
     if isinstance(scalar, Complex) and not isinstance(scalar, bool):
         scalar = float(scalar) if isinstance(scalar, Real) else complex(scalar)
         largest = abs(scalar)
@@ -288,17 +340,66 @@ def _conjugate(core: Array) -> Array:
     return conjugated.resolve_conj() if hasattr(conjugated, "resolve_conj") else conjugated
 
 
+def _range_of(kind: str) -> str:
+    """A dtype that numpy knows, with the range of this one."""
+    return "float32" if kind == "bfloat16" else kind
+
+
+def _check_range(kind: type[Train], wanted: Sequence[Array], cores: Sequence[Array], dtype: str) -> None:
+    """Refuse ``cores``, which are ``wanted`` in ``dtype``, where an entry overflowed or a whole core underflowed."""
+    for before, after in zip(wanted, cores, strict=True):
+        largest = peak(after)
+        if largest == 0 and before is not after and peak(before) > 0:
+            what, direction = "underflows", "up"
+        elif not math.isfinite(largest):
+            what, direction = "overflows", "down"
+        else:
+            continue
+        remedy = f" or convert it to {_WIDER_DTYPE[dtype]}" if dtype in _WIDER_DTYPE else ""
+        raise ValueError(f"{kind.__name__}: got a norm that {what} {dtype}; scale it {direction}{remedy}")
+
+
 def contracted(train: Train) -> Array:
     """All entries, flattened in the order of the sites, in the dtype of the cores."""
-    return _chain.contract(_merged(train))
+    return _chain.contract(_merged(train), look=not is_half(train.cores[0]) and _may_look(train.cores))
+
+
+def _may_look(cores: Sequence[Array]) -> bool:
+    """Whether the values are at hand: not while torch compiles, traces or maps, nor in a training step on an accelerator.
+
+    There every look would wait for all work before it.
+    """
+    if not hasattr(cores[0], "permute"):
+        return True
+    import torch  # a tensor of it has come in: it is imported already
+
+    if torch.compiler.is_compiling() or torch.jit.is_tracing():
+        return False
+    if cores[0].device.type != "cpu" and any(core.requires_grad for core in cores):
+        return False
+    try:
+        sum(core[(0,) * core.ndim] for core in cores).item()
+    except RuntimeError:  # tensors without values: under torch.func.vmap, on the meta device, in a fake mode
+        return False
+    return True
+
+
+def regrouped(array: Array, dimensions: Sequence[int], axes: Sequence[int]) -> Array:
+    """The entries in these dimensions, then the axes in this order, all without the axes of dimension 1.
+
+    Those change no order, and numpy allows for 64 axes.
+    """
+    kept = [axis for axis, dimension in enumerate(dimensions) if dimension != 1]
+    place = {axis: position for position, axis in enumerate(kept)}
+    return permute(array.reshape(tuple(dimensions[axis] for axis in kept)), [place[a] for a in axes if a in place])
 
 
 def interleaved(dense: Array, frame: Frame[Any]) -> Array:
-    """The entries of a dense array in the order of the sites, one axis a site axis."""
+    """The entries of a dense array in the order of the sites, one axis a site axis that is not 1."""
     axes = len(frame.site_shapes[0])
     dims = [site[axis] for axis in range(axes) for site in frame.site_shapes]
     order = len(frame.site_shapes)
-    return permute(dense.reshape(tuple(dims)), [axis * order + k for k in range(order) for axis in range(axes)])
+    return regrouped(dense, dims, [axis * order + k for k in range(order) for axis in range(axes)])
 
 
 def times(dimensions: Sequence[int]) -> str:

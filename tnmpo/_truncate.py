@@ -2,26 +2,21 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import Any
 
 from . import _chain, _weighted
-from ._backend import Array, cast, double, dtype_name, is_half, resolution, to_numpy, working
+from ._backend import Array, cast, double, dtype_name, is_half, to_numpy, working
 from ._bounds import Truncation, certify, l2_norm
 from ._factor import Rank, naming
-from ._fit import refine
-from ._joint import BlockCut, WeightedProblem
 from ._mpo import MPO
-from ._ranks import BothPolicies, Tolerance, choose_ranks
+from ._ranks import choose_ranks
 from ._shapes import MPOShape
-from ._train import AnyTrain, Frame, Train, chain_of, check_center, check_train
+from ._train import AnyTrain, Frame, Train, chain_of, check_center, check_train, interleaved
+from ._trials import Trials, keeps_all
 from ._weights import SiteRoots, Weight, check_weight, site_roots
-
-_ALS_SWEEPS, _ALS_TOLERANCE = 4, 1e-3  # of a weighted cut; tnmpo.als_fit goes further
-_TRIALS = 5  # cuts to find the ranks of a tolerance
 
 
 def truncate(train: AnyTrain, rank: Any, *, weight: Weight | None = None) -> AnyTrain:
@@ -49,7 +44,8 @@ def truncate(train: AnyTrain, rank: Any, *, weight: Weight | None = None) -> Any
     Notes
     -----
     One sweep of SVDs over orthogonal residuals: the error is exact, and at most ``sqrt(n - 1)`` times that of the best
-    train of these ranks (Oseledets, SIAM J. Sci. Comput. 33, 2011, corollary 2.4). Cost: O(sum_k d_k r^3).
+    train of these ranks (Oseledets, SIAM J. Sci. Comput. 33, 2011, corollary 2.4). Cost: O(sum_k d_k r^3). In a
+    weighted norm that is no product over the sites the dense matrix is formed.
 
     Examples
     --------
@@ -111,8 +107,17 @@ def cut_low_rank(
     spectrum = to_numpy(best.spectrum)
     kept = best.left.shape[1]
     norm = l2_norm(spectrum)
-    record = certify(chosen(spectrum), [spectrum] * (order - 1), l2_norm(spectrum[kept:]), norm)
-    return _finish(_weighted.train(best, order), frame, center, source, weight, record, norm)
+    record = certify(chosen(spectrum), [spectrum] * (order - 1), l2_norm(spectrum[kept:]), norm, "product")
+    # what two singular metrics don't see would be lost, though nothing is cut
+    cores = _uncut(source, frame, center) if kept == len(spectrum) else _weighted.train(best, order)
+    return _finish(cores, frame, center, source, weight, record, norm)
+
+
+def _uncut(source: Array | Train, frame: Frame[Any], center: int) -> list[Array]:
+    """The exact cores of what is to be cut, in double precision."""
+    if isinstance(source, Train):
+        return [double(core) for core in chain_of(source)]
+    return _chain.decompose(interleaved(double(source), frame), frame.site_sizes, center)[0]
 
 
 def cut_weighted(
@@ -136,13 +141,14 @@ def cut_weighted(
         ranks = choose_ranks(rank, spectra, frame.site_sizes)
         kept, error = _cut_in_product(cores, frame, center, roots, ranks)
         norm = _chain.norm(_weighted.absorb(cores, frame.site_shapes, roots))
-        return _finish(kept, frame, center, source, weight, certify(ranks, spectra, error, norm), norm)
-    trials = _Trials(cores, frame, weight, center)
+        record = certify(ranks, spectra, error, norm, "product")
+        return _finish(kept, frame, center, source, weight, record, norm)
+    trials = Trials(cores, frame, weight, center)
     ranks = trials.ranks(rank)
     kept, error, plain_error = trials.cut(ranks)
     # no spectrum bounds an error in this norm from below; from above, the plain cut does
     relative = error / trials.norm if trials.norm > 0 else 0.0
-    record = Truncation(ranks, error, relative, 0.0, plain_error, tuple(trials.spectra))
+    record = Truncation(ranks, error, relative, 0.0, plain_error, tuple(trials.spectra), "joint")
     return _finish(kept, frame, center, source, weight, record, trials.norm)
 
 
@@ -150,74 +156,12 @@ def _cut_in_product(
     cores: Sequence[Array], frame: Frame[Any], center: int, roots: SiteRoots, ranks: Sequence[int]
 ) -> tuple[Sequence[Array], float]:
     """The weighted sweep, or the plain one where that happens to be better: both are only nearly optimal."""
-    if _keeps_all(cores, ranks):
+    if keeps_all(cores, ranks):
         return cores, 0.0
     kept, error = _weighted.cut(cores, frame.site_shapes, roots, ranks)
     plain, _ = _chain.cut(cores, center, ranks)
     plain_error = _chain.distance(*(_weighted.absorb(chain, frame.site_shapes, roots) for chain in (cores, plain)))
     return (plain, plain_error) if plain_error < error else (kept, error)
-
-
-class _Trials:
-    """Cuts of one train in a metric that is no product over the sites, each measured, none made twice."""
-
-    def __init__(self, cores: Sequence[Array], frame: Frame[Any], weight: Weight, center: int) -> None:
-        self.problem = WeightedProblem(frame.build(cores, dtype_name(cores[0]))._dense(), frame, weight)
-        self.blocks = BlockCut(cores, frame, weight)
-        self.spectra = self.blocks.spectra()
-        self.norm = self.problem.norm
-        self.sizes, self.center = frame.site_sizes, center
-        self.made: dict[tuple[int, ...], tuple[Sequence[Array], float, float]] = {}
-
-    def cut(self, ranks: tuple[int, ...]) -> tuple[Sequence[Array], float, float]:
-        """The cores, their error and that of the plain cut, by ALS from the better of two starts."""
-        if ranks not in self.made:
-            self.made[ranks] = self._cut(ranks)
-        return self.made[ranks]
-
-    def _cut(self, ranks: tuple[int, ...]) -> tuple[Sequence[Array], float, float]:
-        if _keeps_all(self.blocks.cores, ranks):
-            return self.blocks.cores, 0.0, 0.0
-        kept = self.blocks.cut(ranks)
-        plain, _ = _chain.cut(self.blocks.cores, self.center, ranks)
-        plain_error = self.problem.error(plain)
-        start = plain if plain_error <= self.problem.error(kept) else kept
-        kept, errors, _ = refine(self.problem, start, _ALS_SWEEPS, _ALS_TOLERANCE)
-        return kept, errors[-1], plain_error
-
-    def ranks(self, policy: Any) -> tuple[int, ...]:
-        """What the policy chooses; a tolerance by measuring, for the spectra are those of other metrics."""
-        if isinstance(policy, BothPolicies):
-            first, second = self.ranks(policy.first), self.ranks(policy.second)
-            return tuple(map(min, first, second))
-        if not isinstance(policy, Tolerance):
-            return choose_ranks(policy, self.spectra, self.sizes)
-        return self._within(float(policy.relative))
-
-    def _within(self, limit: float) -> tuple[int, ...]:
-        """The ranks of the fewest parameters that were found to have a relative error of at most ``limit``."""
-        slack = 64 * resolution(self.blocks.cores[0])
-        asked, kept, lost, trial = limit, None, math.inf, 0
-        while True:
-            trial += 1
-            ranks = Tolerance(asked).choose(self.spectra, self.sizes)
-            relative = self.cut(ranks)[1] / self.norm if self.norm > 0 else 0.0
-            if relative <= limit + slack:
-                kept = (asked, ranks)
-            else:
-                lost = asked
-            if kept is not None and (trial >= _TRIALS or 0.9 * limit <= relative <= limit or max(kept[1]) == 1):
-                return kept[1]
-            if kept is None:
-                asked *= min(0.9, limit / relative)
-            elif lost == math.inf:
-                asked *= min(4.0, limit / relative) if relative > 0 else 4.0
-            else:
-                asked = math.sqrt(kept[0] * lost)
-
-
-def _keeps_all(cores: Sequence[Array], ranks: Sequence[int]) -> bool:
-    return all(core.shape[2] == rank for core, rank in zip(cores, ranks[1:], strict=True))
 
 
 def _finish(
@@ -237,12 +181,24 @@ def _finish(
     train = frame.build(cores, dtype_name(given), center=center)
     if is_half(given):
         # What the sweep discarded is not all: the cores were rounded to 16 bits afterwards.
-        before = rebuilt(source) if isinstance(source, Train) else working(source)
-        residual = before - rebuilt(train)
-        error = l2_norm(to_numpy(residual)) if weight is None else weight.norm(residual)
+        error = _distance(source, train, weight)
         record = replace(record, error=error, relative_error=error / norm if norm > 0 else 0.0)
     train.truncation = record
     return train
+
+
+def _distance(source: Array | Train, train: Train, weight: Weight | None) -> float:
+    """``||source - train||`` in the norm of the weight; of two trains without densifying, where the metric allows."""
+    if isinstance(source, Train):
+        pair = [[double(core) for core in chain_of(one)] for one in (source, train)]
+        if weight is None:
+            return _chain.distance(*pair)
+        sites = train.frame.site_shapes
+        roots, is_product = site_roots(weight, MPOShape(*zip(*sites, strict=True)), pair[0][0])
+        if is_product:
+            return _chain.distance(*(_weighted.absorb(cores, sites, roots) for cores in pair))
+    residual = (rebuilt(source) if isinstance(source, Train) else working(source)) - rebuilt(train)
+    return l2_norm(to_numpy(residual)) if weight is None else weight.norm(residual)
 
 
 def rebuilt(train: Train) -> Array:

@@ -49,7 +49,7 @@ class TT(Train):
         return tuple(int(core.shape[1]) for core in self.cores)
 
     def to_tensor(self) -> Array:
-        """The dense (d_1, .., d_n) tensor, on the cores' backend, device and dtype."""
+        """The dense (d_1, .., d_n) tensor, on the cores' backend, device and dtype; scales as for ``MPO.to_matrix``."""
         return contracted(self).reshape(self.shape)
 
     def _dense(self) -> Array:

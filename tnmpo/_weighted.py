@@ -17,8 +17,8 @@ of SVDs makes, and again nothing is inverted but kept values.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -33,12 +33,13 @@ from ._backend import (
     double,
     dtype_name,
     like,
+    peak,
     resolution,
     to_numpy,
     transposed,
 )
 from ._bounds import l2_norm
-from ._factor import Rank, thin_qr, thin_svd
+from ._factor import Rank, inverse, thin_qr, thin_svd
 from ._weights import SiteRoots, Weight, from_right, multiplied, on_middle, times
 
 SiteShapes = Sequence[tuple[int, ...]]
@@ -67,7 +68,7 @@ def of_matrix(matrix: Array, weight: Weight, rank: Rank) -> Factors:
     return _columns(*_isometry(matrix), cols, rank)
 
 
-def of_train(cores: Sequence[Array], weight: Weight, rank: Rank) -> Factors:
+def of_train(cores: Sequence[Array], weight: Weight, rank: Callable[[Array], int]) -> Factors:
     """The same of a low-rank train; the matrix is formed only where both sides are weighted."""
     cores = [double(core) for core in cores]
     left = cores[0].reshape(-1, cores[0].shape[2])  # (I, k)
@@ -76,7 +77,9 @@ def of_train(cores: Sequence[Array], weight: Weight, rank: Rank) -> Factors:
     right = cores[-1].reshape(cores[-1].shape[0], -1)  # (k, J)
     rows, cols = map(multiplied, weight.roots((left.shape[0], right.shape[1]), left))
     if rows is not None and cols is not None:
-        return _both_sides(left @ right, rows, cols, rank)
+        bond = left.shape[1]  # no value beyond it is one of the train's
+        best = _both_sides(left @ right, rows, cols, lambda spectrum: rank(spectrum[:bond]))
+        return replace(best, spectrum=best.spectrum[:bond])
     if rows is not None:
         q, r = thin_qr(transposed(right))  # (J, k), (k, k)
         return _transposed(_columns(q, r @ transposed(left), conj(rows), rank))
@@ -182,12 +185,11 @@ def _over(matrix: Array, rest: Array, spectrum: Array) -> Array:
     In the derivative bonds turn (see ``_factor``), so that s alone would be wrong. The inverse is written as
     ``r^H (r r^H)^-1 / s`` with ``r = rest / s`` and s a constant: ``r r^H`` is 1, and its inverse moves as minus it.
     """
-    backend, kept = backend_of(spectrum, "spectrum"), detach(spectrum[: rest.shape[0]])
-    resolved = kept > len(spectrum) * resolution(spectrum) * kept[0]
-    inverse = backend.where(resolved, 1 / backend.where(resolved, kept, kept * 0 + 1), kept * 0)
-    unit = inverse[:, None] * rest  # (r, n)
+    kept = detach(spectrum[: rest.shape[0]])
+    over = inverse(backend_of(kept, "spectrum"), kept, len(spectrum) * resolution(spectrum) * peak(kept))
+    unit = over[:, None] * rest  # (r, n)
     product, gram = matrix @ adjoint(unit), unit @ adjoint(unit)
-    return (product - product @ (gram - detach(gram))) * inverse[None, :]
+    return (product - product @ (gram - detach(gram))) * over[None, :]
 
 
 # ---------------------------------------------------------------------------------------------------------------------

@@ -17,6 +17,7 @@ from ._backend import (
     backend_of,
     cast,
     check_values,
+    detach,
     double,
     dtype_name,
     is_jax,
@@ -46,14 +47,23 @@ class Weight:
     rows : (I,) or (I, I) array, or tuple of n arrays, optional
         ``R``: a vector is its diagonal (counts, not their square roots), a matrix is symmetric or
         Hermitian and positive semidefinite. Singular ones are fine. None is the identity. A tuple is the Kronecker
-        product of one such metric a site, ``(i_k,)`` or ``(i_k, i_k)``.
+        product of one such metric a site, ``(i_k,)`` or ``(i_k, i_k)``. Integers become float64.
     cols : (J,) or (J, J) array, or tuple of n arrays, optional
         ``C``, likewise.
 
     Raises
     ------
     ValueError, TypeError
-        If one is not square, not Hermitian, not positive semidefinite, or holds NaN or Inf.
+        If one is not square, not Hermitian, holds NaN or Inf, or a negative number on a diagonal that is a vector. A
+        matrix with a negative eigenvalue is refused where the weight is first used.
+
+    Notes
+    -----
+    A metric is a constant: no derivative flows into it. Its root (of a matrix, an eigendecomposition, O(J^3)) is taken
+    on first use and kept, so that a metric must not be changed in place afterwards; make a new weight.
+
+    The metrics of a tuple belong to the sites, and must be of their sizes, for every shape but a low-rank one:
+    there one site has the whole index, the Kronecker product is multiplied out, and any factors of that size will do.
 
     Examples
     --------
@@ -73,9 +83,9 @@ class Weight:
             metric = getattr(self, side)
             if isinstance(metric, tuple) and not metric:
                 raise ValueError(f"Weight: {side}: got an empty tuple, expected one metric a site")
-            for part in metric if isinstance(metric, tuple) else (metric,):
-                if metric is not None:
-                    _check_metric(part, f"Weight: {side}")
+            parts = tuple(_checked(part, f"Weight: {side}") for part in _parts(metric))
+            if parts:
+                object.__setattr__(self, side, parts if isinstance(metric, tuple) else parts[0])
 
     @cached_property
     def _roots(self) -> tuple[Metric, Metric]:
@@ -93,16 +103,14 @@ class Weight:
             it is complex and ``where`` is real.
         """
         for metric, size, side in zip((self.rows, self.cols), matrix_shape, ("rows", "cols"), strict=True):
-            parts = metric if isinstance(metric, tuple) else (metric,)
+            parts = _parts(metric)
             if metric is not None and math.prod(int(part.shape[0]) for part in parts) != size:
                 sizes = " x ".join(str(part.shape[0]) for part in parts)
                 raise ValueError(
                     f"weight: {side} has size {sizes}, the matrix {tuple(matrix_shape)} has {size} {side}; "
                     "pass a metric of that size"
                 )
-            if any("complex" in dtype_name(part) for part in parts if part is not None) and "complex" not in dtype_name(
-                where
-            ):
+            if any("complex" in dtype_name(part) for part in parts) and "complex" not in dtype_name(where):
                 raise TypeError(
                     f"weight: {side} is complex, the matrix {dtype_name(where)}; convert the matrix to a complex dtype"
                 )
@@ -219,13 +227,11 @@ def times(rows: Metric, matrix: Array, cols: Metric) -> Array:
     shape = tuple(matrix.shape)
     for axis, side in ((0, rows), (1, cols)):
         before = 1 if axis == 0 else shape[0]  # of the entries that vary slower than the factor
-        factors = side if isinstance(side, tuple) else (side,)
-        for factor in factors:
-            if factor is not None:
-                size = factor.shape[0]
-                turned = from_right(factor) if axis == 1 else factor
-                matrix = on_middle(turned, matrix.reshape((before, size, -1)))
-                before *= size
+        for factor in _parts(side):
+            size = factor.shape[0]
+            turned = from_right(factor) if axis == 1 else factor
+            matrix = on_middle(turned, matrix.reshape((before, size, -1)))
+            before *= size
     return matrix.reshape(shape)
 
 
@@ -276,8 +282,17 @@ def _moved(root: Metric, where: Array) -> Metric:
     return None if root is None else like(root, where)
 
 
-def _check_metric(metric: Array, argument: str) -> None:
+def _parts(metric: Metric) -> tuple[Array, ...]:
+    if metric is None:
+        return ()
+    return metric if isinstance(metric, tuple) else (metric,)
+
+
+def _checked(metric: Array, argument: str) -> Array:
+    """The metric, if it is one; integers, such as counts, in double precision."""
     backend_of(metric, argument)
+    if "int" in dtype_name(metric):
+        metric = as_numpy(metric).astype("float64")
     check_values(metric, argument)
     axes = len(metric.shape)
     if axes not in (1, 2) or (axes == 2 and metric.shape[0] != metric.shape[1]):
@@ -289,10 +304,11 @@ def _check_metric(metric: Array, argument: str) -> None:
             raise TypeError(f"{argument}: got a complex vector, expected real numbers >= 0")
         if as_numpy(metric).min() < 0:
             raise ValueError(f"{argument}: got a negative entry in the diagonal, expected numbers >= 0")
-        return
+        return metric
     wide = double(metric)
     if peak(wide - adjoint(wide)) > 1e-5 * peak(wide):
         raise ValueError(f"{argument}: got a matrix that is not Hermitian; symmetrise it, e.g. (C + C.T) / 2")
+    return metric
 
 
 def _root(metric: Metric, argument: str) -> Metric:
@@ -300,7 +316,8 @@ def _root(metric: Metric, argument: str) -> Metric:
         return None
     if isinstance(metric, tuple):
         return tuple(_root(part, argument) for part in metric)
-    wide = to_numpy(metric) if is_jax(metric) else double(metric)  # jax's doubles may be switched off
+    # a metric is a constant; jax's doubles may be switched off
+    wide = to_numpy(metric) if is_jax(metric) else double(detach(metric))
     backend = backend_of(wide, argument)
     if len(wide.shape) == 1:
         return backend.sqrt(wide)

@@ -194,7 +194,7 @@ def _described(trains: Any) -> tuple[str, Arrays]:
 def _described_cut(record: Truncation) -> dict[str, Any]:
     # json writes the shortest digits that read back as the same double
     numbers = {name: float(getattr(record, name)) for name in _NUMBERS}
-    return {"ranks": list(map(int, record.ranks)), "spectra": len(record.spectra), **numbers}
+    return {"ranks": list(map(int, record.ranks)), "spectra": len(record.spectra), "norm": record.norm, **numbers}
 
 
 def _named(trains: Any) -> list[tuple[str | None, Train]]:
@@ -221,6 +221,7 @@ def _restored(description: Any, arrays: Arrays) -> list[Entry]:
         truncation = record and Truncation(
             ranks=tuple(map(int, record["ranks"])),
             spectra=tuple(arrays[f"{place}.spectrum.{bond}"].astype(float) for bond in range(1, record["spectra"] + 1)),
+            norm=record["norm"],
             **{name: float(record[name]) for name in _NUMBERS},
         )
         cores = [_values(arrays[f"{place}.core.{site}"], dtype) for site in range(order)]

@@ -12,10 +12,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ._backend import to_numpy
+from ._backend import backend_of, dtype_name, to_numpy
 from ._bounds import l2_norm
 from ._entanglement import bond_spectra, check_alpha, entanglement_entropy
-from ._train import Train, check_train
+from ._train import Train, check_train, size_in_words
 from ._truncate import truncate
 
 if TYPE_CHECKING:
@@ -47,7 +47,8 @@ def bonds(before: Mapping[str, Bonds], after: Mapping[str, Bonds] | None = None)
     Raises
     ------
     ValueError, TypeError
-        If ``before`` is empty, one is no mapping, or ``after`` has a name that ``before`` lacks.
+        If ``before`` is empty, one is no mapping or holds something else, or ``after`` has a name that ``before``
+        lacks.
 
     Examples
     --------
@@ -66,8 +67,9 @@ def bonds(before: Mapping[str, Bonds], after: Mapping[str, Bonds] | None = None)
     figure = _figure(10, 2.6 * len(before) + 0.4)
     grid = figure.subplots(len(before), 2, squeeze=False, width_ratios=(3, 2))
     for (name, state), (left, right) in zip(before.items(), grid, strict=True):
-        _draw_spectra(left, _spectra(state), _spectra(after.get(name, ())))
-        _draw_entropies(right, _spectra(state), _spectra(after.get(name, ())))
+        spectra = _spectra(state, name, "before"), _spectra(after.get(name, ()), name, "after")
+        _draw_spectra(left, *spectra)
+        _draw_entropies(right, *spectra)
         left.set_title(name, loc="left", fontsize="medium")
     grid[-1][0].set_xlabel("direction")
     grid[-1][1].set_xlabel("bond")
@@ -90,7 +92,7 @@ def entropies(states: Mapping[str, Bonds], *, alpha: float = 1) -> Figure:
     Raises
     ------
     ValueError, TypeError
-        If ``states`` is empty or no mapping, or alpha is negative.
+        If ``states`` is empty, no mapping or holds something else, or alpha is negative.
 
     Examples
     --------
@@ -106,7 +108,7 @@ def entropies(states: Mapping[str, Bonds], *, alpha: float = 1) -> Figure:
     axes = figure.subplots()
     longest = 0
     for number, (name, state) in enumerate(states.items()):
-        spectra = _spectra(state)
+        spectra = _spectra(state, name, "states")
         places = range(1, len(spectra) + 1)
         values = [float(entanglement_entropy(spectrum, alpha)) for spectrum in spectra]
         axes.plot(places, values, color=f"C{number}", marker="o", ms=5, label=name)
@@ -114,23 +116,24 @@ def entropies(states: Mapping[str, Bonds], *, alpha: float = 1) -> Figure:
         axes.plot(places, ceilings, color=f"C{number}", marker="_", ms=10, ls=":", lw=1.2, label="_ceiling")
         longest = max(longest, len(spectra))
     _bond_axis(axes, longest)
-    kind = {1.0: "von Neumann entropy", math.inf: "min-entropy"}.get(alpha, f"Renyi-{alpha:g} entropy")
+    kind = {1.0: "von Neumann entropy", math.inf: "min-entropy"}.get(alpha, f"Rényi-{alpha:g} entropy")
     axes.set(xlabel="bond", ylabel=f"{kind} / nats")
-    axes.legend(fontsize="small", title="dotted: ln r", title_fontsize="small", **_beside(len(states)))
+    axes.legend(fontsize="small", title="dash, dotted: ln r", title_fontsize="small", **_beside(len(states)))
     return figure
 
 
-def error_vs_parameters(curves: Mapping[str, Curve], *, ratios: Sequence[float] = _RATIOS) -> Figure:
+def error_vs_parameters(curves: Mapping[str, Curve], *, ratios: Sequence[float] | None = None) -> Figure:
     """Draw the relative error of a cut over the share of the parameters that it keeps.
 
     Parameters
     ----------
     curves : mapping from a name to an MPO or TT, or to a pair of sequences
         A train is cut to each ratio and its exact relative error is drawn, over the ratio that was reached: not more
-        than the one asked. A pair is drawn as it is: ratios of parameters, relative errors.
-    ratios : sequence of float
+        than the one asked. The error counts from the train that is given, which is the matrix only if nothing has been
+        cut before. A pair is drawn as it is: ratios of parameters, relative errors.
+    ratios : sequence of float, optional
         The ratios of ``n_parameters`` to the dense size that trains are cut to. Those below the rank-one size are left
-        out.
+        out. By default eleven from 0.05 to 1, for a train that is smaller than the dense array times its own ratio.
 
     Returns
     -------
@@ -156,7 +159,8 @@ def error_vs_parameters(curves: Mapping[str, Curve], *, ratios: Sequence[float] 
     ['interleaved', 'low rank']
     """
     _check_named(curves, "curves")
-    _check_ratios(ratios)
+    if ratios is not None:
+        _check_ratios(ratios)
     points = {name: _points_of_curve(name, curve, ratios) for name, curve in curves.items()}
     figure = _figure(6.5, 4)
     axes = figure.subplots()
@@ -165,8 +169,11 @@ def error_vs_parameters(curves: Mapping[str, Curve], *, ratios: Sequence[float] 
     logarithmic = len(visible) > 0 and visible.max() > 10 * visible.min()
     for number, (name, (kept, error)) in enumerate(points.items()):
         shown = error > 1e-14 if logarithmic else np.full(len(error), True)
-        axes.plot(kept[shown], error[shown], color=f"C{number}", marker="o", ms=4, lw=1.4, label=name)
-    axes.set(xlabel="parameters / dense parameters", ylabel="relative error", xlim=(0, None))
+        alone = len({*zip(kept[shown], error[shown], strict=True)}) == 1
+        # not clipped: a point on an axis is seen whole
+        style: dict[str, Any] = {"marker": "o", "ms": 8 if alone else 4, "clip_on": False, "zorder": 3}
+        axes.plot(kept[shown], error[shown], color=f"C{number}", lw=1.4, label=name, **style)
+    axes.set(xlabel="ratio (parameters / dense parameters)", ylabel="relative error", xlim=(0, None))
     axes.set(yscale="log") if logarithmic else axes.set_ylim(0, 1.05 * errors.max(initial=0) or 1)
     axes.grid(alpha=0.3)
     axes.legend(fontsize="small", **_beside(len(curves)))
@@ -218,10 +225,10 @@ def train(train: Train) -> Figure:
     for marker, fill, sites in _nodes(train):
         axes.scatter(sites, [0] * len(sites), s=260, marker=marker, color=fill, edgecolor=_INK, lw=1.5, zorder=2)
     what = train._summary()[0]
-    share = train.n_parameters / math.prod(train.frame.site_sizes)
+    array = f"{backend_of(train.cores[0], 'cores').backend_name}, {dtype_name(train.cores[0])}"
     figure.suptitle(
-        f"{type(train).__name__} of {f'a {what}' if len(what) < 35 else f'order {train.order}'}\n"
-        f"{train.n_parameters:,} parameters, {share:.3g} of dense",
+        f"{type(train).__name__}: {what if len(what) < 35 else f'order {train.order}'} ({array})\n"
+        f"{size_in_words(train)}",
         size="medium",
     )
     axes.set(xlim=(-1.3, train.order - 0.4), ylim=(-1 if len(directions) == 2 else -0.4, 1))
@@ -249,7 +256,7 @@ def _check_ratios(ratios: Any) -> None:
         raise ValueError(f"ratios: got {ratios!r}, expected a sequence of numbers above 0, shares of the dense size")
 
 
-def _points_of_curve(name: str, curve: Any, ratios: Sequence[float]) -> tuple[np.ndarray, np.ndarray]:
+def _points_of_curve(name: str, curve: Any, ratios: Sequence[float] | None) -> tuple[np.ndarray, np.ndarray]:
     if not isinstance(curve, Train):
         try:
             kept, error = (np.asarray(values, dtype=float) for values in curve)
@@ -261,8 +268,10 @@ def _points_of_curve(name: str, curve: Any, ratios: Sequence[float]) -> tuple[np
             )
         return kept, error
     dense = math.prod(curve.frame.site_sizes)
-    least = sum(curve.frame.site_sizes)
-    cuts = [truncate(curve, float(ratio)) for ratio in sorted(ratios) if ratio * dense >= least]
+    least = sum(curve.frame.site_sizes) * (1 - 1e-12)  # the ratio of a rank-one train may be a hair below
+    own = min(1.0, curve.n_parameters / dense)
+    asked = [own * ratio for ratio in _RATIOS] if ratios is None else sorted(ratios)
+    cuts = [truncate(curve, float(ratio)) for ratio in asked if ratio * dense >= least]
     errors = [cut.truncation.relative_error for cut in cuts if cut.truncation is not None]
     return np.array([cut.n_parameters / dense for cut in cuts]), np.array(errors)
 
@@ -278,8 +287,17 @@ def _figure(width: float, height: float) -> Figure:
     return Figure(figsize=(width, height), layout="constrained")
 
 
-def _spectra(state: Bonds) -> list[np.ndarray]:
-    return [to_numpy(spectrum) for spectrum in (bond_spectra(state) if isinstance(state, Train) else state)]
+def _spectra(state: Any, name: str, argument: str) -> list[np.ndarray]:
+    if isinstance(state, Train):
+        return [to_numpy(spectrum) for spectrum in bond_spectra(state)]
+    entries: Sequence[Any] = state if isinstance(state, Sequence) and not isinstance(state, str) else [None]
+    spectra = [to_numpy(values) if hasattr(values, "dtype") else np.asarray(values) for values in entries]
+    if any(values.ndim == 0 or not values.size or values.dtype.kind not in "fiu" for values in spectra):
+        raise TypeError(
+            f"{argument}: got {type(state).__name__} for {name!r}, expected an MPO, a TT or the list of its bond "
+            "spectra"
+        )
+    return spectra
 
 
 def _draw_spectra(axes: Any, before: list[np.ndarray], after: list[np.ndarray]) -> None:
@@ -293,10 +311,19 @@ def _draw_spectra(axes: Any, before: list[np.ndarray], after: list[np.ndarray]) 
     axes.grid(alpha=0.3)
     if any(spectrum.any() for spectrum in before + after):  # a logarithmic axis needs something to show
         axes.set(xscale="log", yscale="log")
+        _direction_ticks(axes, max(len(spectrum) for spectrum in before + after))
     else:
         _say(axes, "all values are 0" if before else "no inner bond")
     if before:
         axes.legend(fontsize="x-small", ncols=2, title="dashed: after" if after else None, title_fontsize="x-small")
+
+
+def _direction_ticks(axes: Any, directions: int) -> None:
+    """Plain whole numbers: every one up to ten, else 1, 2, 5, 10, 20, 50 and so on."""
+    rough = [step * 10**decade for decade in range(len(str(directions))) for step in (1, 2, 5)]
+    ticks = range(1, directions + 1) if directions <= 10 else [tick for tick in rough if tick <= directions]
+    axes.set_xticks(ticks, [str(tick) for tick in ticks])
+    axes.set_xticks([], minor=True)
 
 
 def _points(spectrum: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
