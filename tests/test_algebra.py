@@ -217,6 +217,22 @@ def test_cores_of_opposite_scales(backend, dtype):
         assert_close(actual, expected, 100 * SLACK[dtype] * np.max(np.abs(expected)))
 
 
+def test_matrices_of_trains_whose_values_are_not_at_hand():
+    """Where torch maps, differentiates or only follows shapes, products are formed as they are."""
+    first, second = torch.rand(3, 1, 2, 2, 2), torch.rand(2, 2, 2, 1)
+
+    def dense(core):
+        return MPO([core, second]).to_matrix()
+
+    assert_close(torch.func.vmap(dense)(first), np.stack([dense_of([core, second]) for core in first]), 1e-6)
+    assert_close(
+        torch.func.grad(lambda core: dense(core).sum())(first[0]),
+        np.ones((1, 2, 2, 1)) * numpy_of(second.sum((1, 2, 3))),
+        1e-5,
+    )
+    assert MPO([torch.ones(1, 2, 2, 1, device="meta")] * 2).to_matrix().shape == (4, 4)
+
+
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize(("dtype", "large"), [("float64", 1e200), ("float32", 1e28), ("complex128", 1e200)])
 @pytest.mark.parametrize("site", [0, 1])
@@ -267,19 +283,13 @@ def test_a_scalar_that_no_core_can_take_is_refused(scale, message):
 
 
 def test_sums_and_products_that_overflow_are_refused():
-    A = TT([np.full((1, 2, 1), 1.7e308)])
-    with (
-        pytest.raises(ValueError, match="^TT: got a norm that overflows float64; scale it down$"),
-        np.errstate(all="ignore"),
-    ):
+    A, message = TT([np.full((1, 2, 1), 1.7e308)]), r"^TT: got a norm that overflows float64; scale it down$"
+    with pytest.raises(ValueError, match=message), np.errstate(all="ignore"):
         A + A
-    with (
-        pytest.raises(ValueError, match="^TT: got a norm that overflows float64; scale it down$"),
-        np.errstate(all="ignore"),
-    ):
+    with pytest.raises(ValueError, match=message), np.errstate(all="ignore"):
         tnmpo.hadamard(A, A)
     B = TT([np.full((1, 2, 1), np.float32(3e38))])
-    with pytest.raises(ValueError, match="overflows float32; scale it down or convert it to float64$"):
+    with pytest.raises(ValueError, match=r"overflows float32; scale it down or convert it to float64$"):
         B * 2
 
 

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from strategies import Case, array_of, backend_of, cases, dense_of, dtype_of, exact_ranks, norm
+from strategies import Case, array_of, backend_of, cases, dense_of, dtype_of, exact_ranks, norm, numpy_of, tts
 from test_weighted import covariance, dense_weights, product_weights, slack_of, weigh
 
-from tnmpo import MPO, TT, Weight, als_fit, is_canonical, mpo_decompose, truncate, tt_decompose
+from tnmpo import MPO, TT, MPOShape, Weight, als_fit, is_canonical, mpo_decompose, random, truncate, tt_decompose
 
 FEW = settings(max_examples=30)
 SHAPE = ((2, 3, 4), (4, 3, 2))
@@ -208,19 +210,92 @@ def test_it_is_a_value_of_mpos():
 
 
 @FEW
-@given(tts(min_order=2, max_order=4), st.integers(0, 10**6), st.booleans())
+@given(tts(min_order=2, max_order=4, dtypes=("float64",)), st.integers(0, 10**6), st.booleans())
 def test_superfluous_bonds_go_and_the_rest_stays(target, seed, weighted):
-    """Random cores have bonds that are larger than they can need to be, as sums of trains have."""
+    """Bonds larger than they can need to be, as sums of trains have, in what is fitted and in the target."""
     rng = np.random.default_rng(seed)
-    sizes, ranks = target.shape, [1, *rng.integers(1, 9, size=target.order - 1), 1]
-    dense = dense_of(target.cores).ravel().reshape(sizes)
-    start = TT([rng.normal(size=(a, s, b)) for a, s, b in zip(ranks, sizes, ranks[1:], strict=False)])
+    sizes, dense = target.shape, dense_of(target.cores).reshape(target.shape)
+    ranks = [1, *map(int, rng.integers(1, 9, size=target.order - 1)), 1]
+    cores = [rng.normal(size=(a, size, b)) for a, size, b in zip(ranks, sizes, ranks[1:], strict=False)]
     if weighted:
-        start = MPO([core[:, :, None, :] for core in start.cores])
-        rows = math.prod(sizes)
-        fit = als_fit(dense.real.reshape(rows, 1), start, weight=Weight(rows=covariance(rng, rows)), sweeps=2)
+        weight = Weight(rows=covariance(rng, dense.size))
+        fit = als_fit(dense.reshape(-1, 1), MPO([core[:, :, None, :] for core in cores]), weight=weight, sweeps=2)
+        error = norm(weigh(dense.reshape(-1, 1) - fit.train.to_matrix(), weight))
     else:
-        fit = als_fit(dense.real, start, sweeps=2)
-        assert fit.errors[-1] == pytest.approx(norm(dense.real - fit.train.to_tensor()), abs=1e-10 * norm(dense))
+        start = TT([array_of(core, backend_of(target.cores[0]), "float64") for core in cores])
+        fit = als_fit(target, start, sweeps=2)
+        error = norm(dense - numpy_of(fit.train.to_tensor()))
+    assert fit.errors[-1] == pytest.approx(error, abs=1e-10 * (fit.errors[0] + norm(dense)))
     assert np.all(np.diff(fit.errors) <= 0)
-    assert fit.train.ranks == MPOShape(sizes, (1,) * target.order).clip_ranks([int(rank) for rank in ranks])
+    assert fit.train.ranks == MPOShape(sizes, (1,) * target.order).clip_ranks(ranks)
+
+
+def test_a_sum_is_a_start():
+    rng = np.random.default_rng(0)
+    tt = TT([rng.normal(size=shape) for shape in ((1, 2, 4), (4, 8, 4), (4, 8, 1))])
+    assert als_fit(tt, tt + tt).train.ranks == (1, 2, 8, 1)
+    assert als_fit(tt, tt).relative_error < 1e-14
+
+
+@pytest.mark.parametrize("weight", [None, Weight(cols=np.linspace(0, 2, 24))], ids=["plain", "weighted"])
+@pytest.mark.parametrize("rank", [3, 12])
+@pytest.mark.parametrize(("backend", "dtype"), [("torch", "float16"), ("torch", "bfloat16"), ("numpy", "float16")])
+def test_in_half_precision_the_errors_are_those_of_the_rounded_train(backend, dtype, rank, weight):
+    """The start was rounded as well: where a sweep gains less than rounding loses, it stays."""
+    W = array_of(np.random.default_rng(rank).normal(size=(24, 24)) / 8, backend, dtype)
+    start = mpo_decompose(W, SHAPE, rank)
+    fit = als_fit(W, start, weight=weight, sweeps=5, tolerance=0)
+    measure = Weight().norm if weight is None else weight.norm
+    for error, train in ((fit.errors[0], start), (fit.errors[-1], fit.train)):
+        assert error == pytest.approx(measure(numpy_of(W) - dense_of(train.cores)), rel=1e-9)
+    assert np.all(np.diff(fit.errors) <= 0)
+    assert fit.train.ranks == start.ranks
+    assert {dtype_of(core) for core in fit.train.cores} == {dtype}
+
+
+def test_what_rounding_would_undo_is_not_done():
+    exact = random.mpo(((4, 4, 4), (4, 4, 4)), rank=4, seed=0).to_matrix()
+    W = (exact / np.linalg.norm(exact)).astype("float16")
+    start = mpo_decompose(W, ((4, 4, 4), (4, 4, 4)), 4)
+    fit = als_fit(W, start)
+    assert fit.errors[-1] <= start.truncation.error * (1 + 1e-9)
+    assert fit.errors[-1] == pytest.approx(norm(W - dense_of(fit.train.cores)), rel=1e-9)
+
+
+@pytest.mark.parametrize(
+    ("scale", "of_rows", "of_cols"),
+    [(1e150, 1e6, 1e6), (1e-150, 1e-20, 1e-20), (1e150, 1e-150, 1e-150), (1e-150, 1e150, 1.0), (1.0, 1e150, 1e150)],
+)
+def test_units_of_the_matrix_and_of_the_metrics_cancel(scale, of_rows, of_cols):
+    rng = np.random.default_rng(0)
+    W, rows, cols = rng.normal(size=(24, 24)), covariance(rng, 24), covariance(rng, 24, 2)
+    start = mpo_decompose(W, SHAPE, 3)
+    fit = als_fit(W, start, weight=Weight(rows, cols), sweeps=3)
+    assert len(fit.errors) == 4
+    scaled = als_fit(scale * W, scale * start, weight=Weight(of_rows * rows, of_cols * cols), sweeps=3)
+    unit = scale * math.sqrt(of_rows) * math.sqrt(of_cols)
+    assert np.allclose(np.array(scaled.errors) / unit, fit.errors, rtol=1e-6)
+    assert np.allclose(scaled.train.to_matrix() / scale, fit.train.to_matrix(), atol=1e-6)
+    cut = mpo_decompose(scale * W, SHAPE, 3, weight=Weight(of_rows * rows, of_cols * cols)).truncation
+    assert cut.relative_error == pytest.approx(
+        mpo_decompose(W, SHAPE, 3, weight=Weight(rows, cols)).truncation.relative_error, rel=1e-6
+    )
+
+
+@pytest.mark.parametrize("shape", [SHAPE, MPOShape.low_rank((24, 24))], ids=["long", "low-rank"])
+def test_a_metric_is_a_constant(shape):
+    rng = np.random.default_rng(0)
+    W = torch.tensor(rng.normal(size=(24, 24)))
+    basis = torch.linalg.qr(torch.tensor(rng.normal(size=(24, 24))))[0]
+    rows = torch.linspace(0, 2, 24, dtype=torch.float64).requires_grad_()
+    cols = (basis[:, :12] @ basis[:, :12].T).requires_grad_()  # singular and degenerate: its root has no derivative
+    weight = Weight(rows, cols)
+    mpo = mpo_decompose(W, shape, 3, weight=weight)
+    fit = als_fit(W, mpo, weight=weight, sweeps=1)
+    assert not any(core.requires_grad for train in (mpo, fit.train) for core in train.cores)
+    W.requires_grad_()
+    mpo_decompose(W, shape, 3, weight=weight).to_matrix().sum().backward()
+    assert W.grad is not None
+    assert torch.isfinite(W.grad).all()
+    assert rows.grad is None
+    assert cols.grad is None

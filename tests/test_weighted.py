@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import functools
+import itertools
 import math
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from strategies import (
@@ -22,6 +24,7 @@ from strategies import (
     metrics,
     norm,
     numpy_of,
+    shapes,
 )
 
 from tnmpo import MaxRank, MPOShape, ParameterBudget, Tolerance, Weight, is_canonical, mpo_decompose, truncate
@@ -244,6 +247,56 @@ def test_a_tolerance_in_a_metric_without_its_spectra_is_not_wasted(tolerance):
     assert 0.75 * tolerance <= mpo.truncation.relative_error <= tolerance  # one rank less would lose too much
     capped = mpo_decompose(W, shape, Tolerance(tolerance) & MaxRank(5), weight=weight)
     assert capped.ranks == tuple(min(rank, 5) for rank in mpo.ranks)
+
+
+def covariance_of_few(rng, size):
+    samples = rng.normal(size=(size, (size + 1) // 2))
+    return samples @ samples.T / size
+
+
+@settings(max_examples=15)
+@given(shapes(min_order=2, max_order=3, max_size=400), st.integers(0, 10**6), st.floats(0.05, 0.7), st.booleans())
+def test_no_bond_alone_could_be_lowered_within_a_tolerance(shape, seed, tolerance, singular):
+    rng = np.random.default_rng(seed)
+    metric = covariance_of_few if singular else covariance
+    weight = Weight(*(metric(rng, size) for size in shape.matrix_shape))
+    W = rng.normal(size=shape.matrix_shape)
+    mpo = mpo_decompose(W, shape, Tolerance(tolerance), weight=weight)
+    assert mpo.truncation.relative_error <= tolerance
+    for bond in range(1, shape.order):
+        lower = list(mpo.ranks)
+        lower[bond] -= 1
+        if lower[bond] > 0 and shape.clip_ranks(lower) == tuple(lower):
+            assert mpo_decompose(W, shape, lower, weight=weight).truncation.relative_error > tolerance
+
+
+def test_a_tolerance_takes_hardly_more_parameters_than_the_best_ranks():
+    """Here the ranks that the marginals' spectra choose take 1.6 times as many."""
+    rng = np.random.default_rng(3)
+    W, sides = rng.normal(size=(36, 36)), []
+    for _ in range(2):
+        samples = rng.normal(size=(36, 20))
+        sides.append(samples @ samples.T / 36)
+    weight, shape = Weight(*sides), MPOShape((3, 4, 3), (3, 4, 3))
+    cuts = [mpo_decompose(W, shape, ranks, weight=weight) for ranks in itertools.product(range(3, 9), repeat=2)]
+    fewest = min(cut.n_parameters for cut in cuts if cut.truncation.relative_error <= 0.1)
+    assert mpo_decompose(W, shape, Tolerance(0.1), weight=weight).n_parameters <= 1.05 * fewest
+
+
+def test_integer_counts_are_a_metric():
+    W = np.random.default_rng(0).normal(size=(4, 6))
+    counts = np.array([3, 0, 2, 5])
+    assert Weight(rows=counts).rows.dtype == np.float64
+    assert Weight(rows=torch.tensor(counts), cols=(np.array([1, 2], "uint8"), np.eye(3, dtype=int))).norm(W) == (
+        pytest.approx(norm(np.sqrt(counts)[:, None] * W * np.sqrt([1, 1, 1, 2, 2, 2])))
+    )
+    assert Weight(rows=counts).norm(W) == Weight(rows=counts.astype(float)).norm(W)
+
+
+def test_a_negative_eigenvalue_shows_on_first_use():
+    weight = Weight(np.diag([1.0, -1.0]))
+    with pytest.raises(ValueError, match="Weight: rows: got a matrix with the negative eigenvalue -1"):
+        weight.norm(np.ones((2, 2)))
 
 
 def test_a_padded_weight_ignores_what_was_added():

@@ -21,7 +21,6 @@ import numpy as np
 from ._backend import (
     Array,
     adjoint,
-    all_finite,
     backend_of,
     cast,
     conj,
@@ -204,9 +203,8 @@ def _with_center_shifted(cores: Cores, center: int, exponent: int) -> Cores:
         return cores
     core = cores[center]
     size = l2_norm(to_numpy(core))
-    moved = shifted(core, exponent)
-    limit = np.finfo(dtype_name(core)).maxexp
-    too_large = math.frexp(size)[1] + exponent > limit or not all_finite(moved)
+    too_large = math.frexp(size)[1] + exponent > np.finfo(dtype_name(core)).maxexp
+    moved = core if too_large else shifted(core, exponent)
     if too_large or (size > 0 and peak(moved) == 0):
         decade = math.log10(size) + exponent * math.log10(2)
         raise ValueError(

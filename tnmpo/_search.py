@@ -151,7 +151,7 @@ def search_shape(
     Ranks are chosen by ``ParameterBudget`` or ``Tolerance`` for each. The errors are the exact ones of the cuts'
     records; where the matrix was padded they are measured on it. Cost: about fifteen decompositions. With a weight that
     is no product over the sites each longer train is refined by ALS, which takes some hundred products of ``W`` with
-    the metrics.
+    the metrics: minutes a candidate at 768 x 3072, and with ``tol`` several times that.
 
     Examples
     --------

@@ -155,12 +155,14 @@ class Train(ABC):
         """The same where no core alone can take the factor, which is of that size."""
         cores = [working(cast(core, kind)) for core in _merged(self)]
         core, exponent = _chain.around_one(cores[site], near=0)
-        # Half of the way before the factor and half of it after, neither of which leaves the range.
-        half = math.frexp(size)[1] // 2 * (1 if operation is operator.truediv else -1)
-        number = isinstance(factor, complex | float)
-        cores[site] = operation(_chain.shifted(core, half), factor if number else cast(factor, dtype_name(core)))
+        if not isinstance(factor, complex | float):
+            factor = cast(factor, dtype_name(core))
+        of_factor = math.frexp(size)[1]
+        half = of_factor // 2  # two to the whole of it need not be a number
+        cores[site] = operation(core, factor * 2.0**-half * 2.0 ** (half - of_factor))
         cores, of_cores = _chain.all_around_one(cores, near=0)
-        shares = _chain.spread(cores, exponent - half + of_cores)
+        of_factor = -of_factor if operation is operator.truediv else of_factor
+        shares = _chain.spread(cores, exponent + of_factor + of_cores)
         _check_range(self.frame.kind, cores, [cast(share, kind) for share in shares], kind)
         return self.frame.build(shares, kind)
 
@@ -365,17 +367,16 @@ def contracted(train: Train) -> Array:
 
 
 def _may_look(cores: Sequence[Array]) -> bool:
-    """Whether the values are at hand: not while torch compiles, traces or maps, nor in a training step on an accelerator.
+    """Whether the values are at hand: not while torch compiles or maps.
 
-    There every look would wait for all work before it.
+    Nor in a training step on an accelerator, where every look would wait for all work before it.
     """
     if not hasattr(cores[0], "permute"):
         return True
     import torch  # a tensor of it has come in: it is imported already
 
-    if torch.compiler.is_compiling() or torch.jit.is_tracing():
-        return False
-    if cores[0].device.type != "cpu" and any(core.requires_grad for core in cores):
+    trained = cores[0].device.type != "cpu" and any(core.requires_grad for core in cores)
+    if trained or torch.compiler.is_compiling():
         return False
     try:
         sum(core[(0,) * core.ndim] for core in cores).item()

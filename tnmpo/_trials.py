@@ -81,6 +81,8 @@ class Trials:
                 lost = asked
             if kept is not None and (trial >= _TRIALS or 0.9 * limit <= error <= limit or max(kept[1]) == 1):
                 return kept[1]
+            if kept is None and trial >= 4 * _TRIALS:  # below what rounding leaves of a cut: nothing is cut
+                return (1, *(core.shape[2] for core in self.blocks.cores))
             if kept is None:
                 asked *= min(0.9, limit / error)
             elif lost == math.inf:
@@ -90,6 +92,8 @@ class Trials:
 
     def _lowered(self, ranks: Ranks, limit: float) -> Ranks:
         """One bond after the other lowered while the error stays within the limit, until no bond can be by one.
+
+        Should so many cuts not do, what was reached is returned: it is within the limit all the way.
 
         The spectra of the marginals say which bond is likely to save most for its loss, and how far it may go; what
         proves too far is halved.
