@@ -299,3 +299,14 @@ def test_a_metric_is_a_constant(shape):
     assert torch.isfinite(W.grad).all()
     assert rows.grad is None
     assert cols.grad is None
+
+
+def test_a_target_whose_cores_are_out_of_range_one_by_one():
+    rng = np.random.default_rng(0)
+    scales = (1e-200, 1e-200, 1e300, 1e100)
+    sizes, ranks = (2, 3, 3, 2), (1, 2, 3, 2, 1)
+    cores = [rng.normal(size=(ranks[k], sizes[k], ranks[k + 1])) for k in range(4)]
+    plain = TT(cores)
+    extreme = TT([core * scale for core, scale in zip(cores, scales, strict=True)])
+    fit, expected = (als_fit(target, truncate(target, 1)) for target in (extreme, plain))
+    assert fit.errors[-1] == pytest.approx(expected.errors[-1], rel=1e-9)

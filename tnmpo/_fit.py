@@ -278,7 +278,8 @@ def _half_sweep(
 def _plain_problem(target: Array | Train, initial: Train) -> _DenseTarget | _TrainTarget:
     target = _check_target(target, initial)
     if isinstance(target, Train):
-        return _TrainTarget(tuple(double(core) for core in chain_of(target)))
+        # in one gauge, so that no core is out of range on its own
+        return _TrainTarget(tuple(_chain.orthogonalize([double(core) for core in chain_of(target)], 0)))
     tensor = double(interleaved(target, initial.frame))
     sizes = initial.frame.site_sizes
     mirrored = permute(tensor.reshape(sizes), range(len(sizes))[::-1]).reshape(-1)
