@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 
 import numpy as np
@@ -46,7 +47,7 @@ def test_it_is_never_worse_than_svd_and_keeps_the_budget(case: Case, spare):
     assert ranking.best.relative_error <= svd_error(dense, budget) + SLACK[case.dtype]
     assert all(one.n_parameters <= budget + 1e-9 * dense.size for one in ranking)
     errors = [one.error for one in ranking]
-    assert all(better <= worse * (1 + 1e-5) for better, worse in zip(errors, errors[1:], strict=False))
+    assert all(better <= worse * (1 + 1e-5) for better, worse in itertools.pairwise(errors))
     for one in ranking:
         assert one.n_parameters == one.shape.n_parameters(one.ranks)
         assert one.padded == (one.shape.matrix_shape != dense.shape)
