@@ -252,13 +252,17 @@ def test_quasi_optimality_where_nothing_is_known():
         (
             np.ones(12),
             ValueError,
-            "covariance has size 12, the matrix (12, 18) has 18 cols; pass a metric",
+            "covariance: has size 12, the matrix (12, 18) has 18 cols; pass a metric",
         ),
         (np.ones((2, 3)), ValueError, "covariance: got shape (2, 3), expected a vector"),
         (-np.eye(18), ValueError, "covariance: got a matrix with the negative eigenvalue -1"),
         ([1.0] * 18, TypeError, "covariance: got list, expected a numpy array"),
-        (np.eye(18) * (1 + 0j), TypeError, "covariance is complex, the matrix float64; convert the matrix"),
-        ((np.ones(3), np.ones(6)), ValueError, "covariance has site metrics of sizes (3, 6), the sites have (3, 3, 2)"),
+        (np.eye(18) * (1 + 0j), TypeError, "covariance: is complex, the matrix float64; convert the matrix"),
+        (
+            (np.ones(3), np.ones(6)),
+            ValueError,
+            "covariance: has site metrics of sizes (3, 6), the sites have (3, 3, 2)",
+        ),
     ],
 )
 def test_errors_name_the_covariance(covariance, error, message):

@@ -77,7 +77,7 @@ def relative_spectra(train: Train) -> list[Array]:
 def entanglement_entropy(train_or_spectrum: Train | Array, alpha: float = 1) -> Any:
     """The entanglement entropy of every bond, or of one spectrum, in nats.
 
-    With ``p = s^2 / sum s^2`` the von Neumann entropy ``-sum p ln p`` for alpha = 1, else the Renyi entropy
+    With ``p = s^2 / sum s^2`` the von Neumann entropy ``-sum p ln p`` for alpha = 1, else the Rényi entropy
     ``ln(sum p^alpha) / (1 - alpha)``: ``ln`` of the number of nonzero values for alpha = 0, ``-ln max p`` for infinity.
 
     Parameters
@@ -284,6 +284,11 @@ def _measured(spectrum: Array, measure: Measure) -> Array:
 
 
 def check_spectrum(spectrum: Array) -> Array:
+    if isinstance(spectrum, list | tuple):
+        raise TypeError(
+            f"spectrum: got {type(spectrum).__name__}, expected a numpy array, a torch tensor or a jax array, the "
+            "values of one bond; tnmpo.entanglement_profile takes the spectra of all"
+        )
     backend_of(spectrum, "spectrum")
     check_values(spectrum, "spectrum")
     if spectrum.ndim != 1:

@@ -97,7 +97,7 @@ def _naming_covariance() -> Iterator[None]:
     try:
         yield
     except (ValueError, TypeError) as error:
-        raise type(error)(re.sub("^[Ww]eight: cols", "covariance", str(error))) from None
+        raise type(error)(re.sub("^Weight: cols:|^weight: cols", "covariance:", str(error))) from None
 
 
 @dataclass(frozen=True)
