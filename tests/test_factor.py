@@ -278,3 +278,19 @@ def test_hard_matrices_are_decomposed_and_cut(backend, matrix):
     assert np.max(np.abs(dense_of(canonicalize(mpo, 0).cores) - dense)) <= slack
     cut = truncate(mpo, 3)
     assert abs(cut.truncation.error - norm(dense - dense_of(cut.cores))) <= slack
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("decades", [0, 2, 3.9, 4.1, 7])
+def test_a_tall_matrix_in_single_precision_has_orthonormal_directions(backend, decades):
+    """Through the Gram matrix up to four decades of singular values, by QR beyond."""
+    rng = np.random.default_rng(0)
+    u, v = (np.linalg.qr(rng.normal(size=(rows, 12)))[0] for rows in (200, 12))
+    spectrum = np.geomspace(1, 10.0**-decades, 12)
+    matrix = array_of((u * spectrum) @ v.T, backend, "float32")
+    basis, values, rest = _factor.thin_svd(matrix)
+    q, r = _factor.thin_qr(matrix)
+    for columns, remainder in (map(numpy_of, (basis, rest)), map(numpy_of, (q, r))):
+        assert np.max(np.abs(columns.T @ columns - np.eye(12))) < 2e-6
+        assert np.max(np.abs(columns @ remainder - numpy_of(matrix))) < 1e-6
+    assert np.max(np.abs(numpy_of(values) - spectrum)) < 1e-6

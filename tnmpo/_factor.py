@@ -48,6 +48,8 @@ from ._backend import (
 _ONLY_FIRST = "gradient: got a second derivative of a decomposition, expected a first one; no others exist"
 
 Split = tuple[Array, Array, Array]  # basis, spectrum, rest
+_STEEPEST = 1e-4  # of the largest value: below, a Gram matrix in double precision is not enough for a tall matrix
+
 Rank = int | Callable[[Array], int] | None  # a number, or what chooses it from the spectrum; None is all
 
 
@@ -76,8 +78,8 @@ def thin_svd(matrix: Array, rank: Rank = None) -> Split:
     -----
     A wide matrix needs no SVD of its long side. In single precision the basis comes from the Gram
     matrix in double precision, whose relative floor of 1e-8 is below what single precision can
-    tell; in double precision from the R factor of a QR. Either way ``rest`` is one product.
-    Cost: O(m n min(m, n)).
+    tell; in double precision from the R factor of a QR. Either way ``rest`` is one product. A tall matrix likewise,
+    where its values span less than four decades. Cost: O(m n min(m, n)).
     """
     if is_jax_tracer(matrix):
         return _jax_functions()[0](matrix, rank)
@@ -118,15 +120,20 @@ def _split(given: Array) -> Split:
         basis, spectrum = _left_vectors(backend, matrix)
         rest = adjoint(basis) @ matrix
     elif rows >= 2 * columns:
-        q, r = qr(backend, matrix)  # (m, n), (n, n)
-        u, spectrum, vh = svd(backend, r)
-        basis, rest = q @ u, spectrum[:, None] * vh
+        basis, spectrum, rest = _right_vectors(backend, matrix) or _by_qr(backend, matrix)
     else:
         basis, spectrum, vh = svd(backend, matrix)
         rest = spectrum[:, None] * vh
     name = dtype_name(given)
     spectrum = cast(spectrum * scale, real_dtype(name))
     return like(cast(basis, name), given), like(spectrum, given), like(cast(rest * scale, name), given)
+
+
+def _by_qr(backend: Backend, matrix: Array) -> Split:
+    """The parts of a tall matrix by way of its R factor."""
+    q, r = qr(backend, matrix)  # (m, n), (n, n)
+    u, spectrum, vh = svd(backend, r)
+    return q @ u, spectrum, spectrum[:, None] * vh
 
 
 def _kept(parts: Split, rank: Rank) -> Split:
@@ -138,7 +145,9 @@ def _kept(parts: Split, rank: Rank) -> Split:
 def _qr(given: Array) -> tuple[Array, Array]:
     name = dtype_name(given)
     matrix, scale = _factorable(given)
-    q, r = qr(backend_of(matrix, "matrix"), matrix)
+    backend = backend_of(matrix, "matrix")
+    parts = _right_vectors(backend, matrix) if matrix.shape[0] >= 2 * matrix.shape[1] else None
+    q, r = (parts[0], parts[2]) if parts is not None else qr(backend, matrix)
     return like(cast(q, name), given), like(cast(r * scale, name), given)
 
 
@@ -173,6 +182,26 @@ def _left_vectors(backend: Backend, matrix: Array) -> tuple[Array, Array]:
     _, r = qr(backend, adjoint(matrix))  # (m, m): matrix = r^H q^H
     u, spectrum, _ = svd(backend, adjoint(r))
     return u, spectrum
+
+
+def _right_vectors(backend: Backend, matrix: Array) -> Split | None:
+    """The parts of a tall single precision matrix through its Gram matrix; None where that would cost orthogonality.
+
+    In double precision the columns of ``M v / s`` are orthonormal to ``eps (s_1 / s_n)^2``.
+    """
+    name, wide = dtype_name(matrix), double(matrix)
+    if dtype_name(wide) == name:
+        return None
+    gram = _attempt(lambda: backend.eigh(adjoint(wide) @ wide))  # ascending
+    if gram is None:
+        return None
+    values, vectors = backend.flip(gram[0]), backend.flip(gram[1], axis=1)
+    extremes = float(as_numpy(values[:1])[0]), float(as_numpy(values[-1:])[0])
+    if not extremes[1] > _STEEPEST**2 * extremes[0] > 0:
+        return None
+    spectrum = backend.sqrt(values)
+    basis, rest = wide @ (vectors / spectrum[None, :]), spectrum[:, None] * adjoint(vectors)
+    return cast(basis, name), cast(spectrum, real_dtype(name)), cast(rest, name)
 
 
 def svd(backend: Backend, matrix: Array) -> tuple[Array, Array, Array]:
