@@ -9,6 +9,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from refusals import refused
 from strategies import Case, array_of, backend_of, cases, dense_of, dtype_of, exact_ranks, norm, numpy_of, tts
 from test_weighted import covariance, dense_weights, product_weights, slack_of, weigh
 
@@ -185,11 +186,7 @@ def test_gradients_flow_through_a_sweep():
 )
 def test_a_bad_call_is_refused(call, error, fragment):
     W = np.random.default_rng(0).normal(size=(24, 24))
-    with pytest.raises(error) as caught:
-        call(W, mpo_decompose(W, SHAPE, 3))
-    assert type(caught.value) is error
-    assert fragment in str(caught.value)
-    assert "\n" not in str(caught.value)
+    refused(lambda: call(W, mpo_decompose(W, SHAPE, 3)), error, fragment)
 
 
 def test_the_backends_agree():

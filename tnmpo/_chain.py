@@ -396,7 +396,7 @@ def _qr_right(cores: Sequence[Array], stop: int) -> tuple[Cores, int]:
     cores, exponent = list(cores), 0
     for k in range(stop):
         #  ▶━▶━●━●━●      before: site k is anything
-        #  ▶━▶━▶━●━●      after: its triangular factor went into site k + 1
+        #  ▶━▶━▶━●━●      after: what is left of it went into site k + 1
         left, size, right = cores[k].shape
         q, r = thin_qr(cores[k].reshape(left * size, right))  # (left*size, new), (new, right)
         cores[k] = q.reshape(left, size, -1)

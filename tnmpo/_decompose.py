@@ -8,7 +8,7 @@ from typing import Any
 from . import _chain, _weighted
 from ._backend import Array, backend_of, check_norm, check_values, double, dtype_name, working
 from ._factor import naming
-from ._mpo import MPO
+from ._mpo import MPO, frame_of
 from ._shapes import as_shape
 from ._train import AnyTrain, Frame, check_center, interleaved
 from ._truncate import cut_canonical, cut_low_rank, cut_weighted
@@ -92,7 +92,7 @@ def mpo_decompose(
     check_norm(W, "W")
     shape = as_shape(shape, tuple(W.shape))
     center = check_center(center, shape.order)
-    frame = Frame(MPO, tuple(zip(shape.rows, shape.cols, strict=True)))
+    frame = frame_of(shape)
     if weight is not None:
         check_weight(weight)
     with naming("W"):

@@ -89,7 +89,10 @@ def thin_svd(matrix: Array, rank: Rank = None) -> Split:
 
 
 def thin_qr(matrix: Array) -> tuple[Array, Array]:
-    """``matrix = q @ r`` with orthonormal columns in ``q``, at any scale of the entries."""
+    """``matrix = q @ r`` with orthonormal columns in ``q``, at any scale of the entries.
+
+    ``r`` is triangular where a QR made it; of a tall matrix in single precision see ``thin_svd``.
+    """
     if is_jax_tracer(matrix):
         return _jax_functions()[1](matrix)
     if getattr(matrix, "requires_grad", False):
@@ -451,6 +454,6 @@ def _jax_functions() -> tuple[Any, Any]:
 
     split = jax.custom_vjp(thin_svd, nondiff_argnums=(1,))
     split.defvjp(forward_svd, backward_svd)
-    triangular = jax.custom_vjp(thin_qr)
-    triangular.defvjp(forward_qr, backward_qr)
-    return split, triangular
+    orthogonal = jax.custom_vjp(thin_qr)
+    orthogonal.defvjp(forward_qr, backward_qr)
+    return split, orthogonal

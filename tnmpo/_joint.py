@@ -33,7 +33,7 @@ from ._backend import (
 )
 from ._bounds import l2_norm
 from ._factor import thin_qr, thin_svd
-from ._shapes import MPOShape
+from ._mpo import shape_of
 from ._train import Frame, interleaved
 from ._weighted import SiteShapes, absorb, on_site, projector, through
 from ._weights import Metric, Roots, Weight, block_roots, from_right, on_middle, site_roots, square, times
@@ -52,7 +52,7 @@ class BlockCut:
 
     def __init__(self, cores: Sequence[Array], frame: Frame[Any], weight: Weight) -> None:
         self.cores, self.sites = list(cores), frame.site_shapes
-        shape = MPOShape(*zip(*self.sites, strict=True))
+        shape = shape_of(frame)
         self.roots = [block_roots(weight, shape, bond, cores[0]) for bond in range(1, shape.order)]
         rights = _chain.right_parts(cores, cores[0])[1:-1]
         self.right_factors = [
@@ -115,9 +115,8 @@ class WeightedProblem:
         self.roots = (pairs[0][0], pairs[1][0])
         self.unit = self.exponent + pairs[0][1] + pairs[1][1]  # of an error, as a power of two
         self.metrics = (square(self.roots[0]), square(self.roots[1]))
-        rows, cols = zip(*frame.site_shapes, strict=True)
         # the product of the metric's marginals stands in for it in the preconditioner, of which any multiple will do
-        marginals, _ = site_roots(weight, MPOShape(rows, cols), matrix)
+        marginals, _ = site_roots(weight, shape_of(frame), matrix)
         self.site_roots = [(_around_one(row)[0], _around_one(col)[0]) for row, col in marginals]
 
     @property

@@ -54,7 +54,7 @@ class MPO(Train):
     @property
     def shape(self) -> MPOShape:
         """The row and column dimension of every site."""
-        return MPOShape(*zip(*self.frame.site_shapes, strict=True))
+        return shape_of(self.frame)
 
     @property
     def matrix_shape(self) -> tuple[int, int]:
@@ -148,6 +148,16 @@ class MPO(Train):
         return f"{rows} x {cols} matrix", [f"rows   {times(self.shape.rows)}", f"cols   {times(self.shape.cols)}"]
 
 
+def frame_of(shape: MPOShape) -> Frame[MPO]:
+    """The frame of MPOs of a shape."""
+    return Frame(MPO, tuple(zip(shape.rows, shape.cols, strict=True)))
+
+
+def shape_of(frame: Frame[Any]) -> MPOShape:
+    """The shape that a frame of MPOs has."""
+    return MPOShape(*zip(*frame.site_shapes, strict=True))
+
+
 def _composed(one: MPO, other: MPO, meeting: tuple[tuple[int, ...], tuple[int, ...]]) -> MPO:
     """The product of two MPOs whose sites meet in the dimensions ``meeting``."""
     check_same_place(one.cores[0], other.cores[0])
@@ -157,7 +167,7 @@ def _composed(one: MPO, other: MPO, meeting: tuple[tuple[int, ...], tuple[int, .
             "decompose both in matching shapes"
         )
     cores = _chain.compose([working(core) for core in one.cores], [working(core) for core in other.cores])
-    frame = Frame(MPO, tuple(zip(one.shape.rows, other.shape.cols, strict=True)))
+    frame = frame_of(MPOShape(one.shape.rows, other.shape.cols))
     merged = [core.reshape((core.shape[0], -1, core.shape[3])) for core in cores]
     return frame.build(merged, dtype_name(one.cores[0]))
 

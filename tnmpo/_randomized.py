@@ -41,7 +41,7 @@ from ._backend import (
 from ._bounds import certify
 from ._decompose import mpo_decompose, tt_decompose
 from ._factor import thin_qr, thin_svd
-from ._mpo import MPO
+from ._mpo import MPO, frame_of
 from ._ranks import MaxRank, choose_ranks
 from ._shapes import as_shape, full_ranks, shown
 from ._train import AnyTrain, Frame, chain_of, check_center
@@ -158,7 +158,7 @@ def randomized_decompose(
     check_values(W, "W")
     check_norm(W, "W")
     shape = as_shape(shape, tuple(W.shape))
-    frame = Frame(MPO, tuple(zip(shape.rows, shape.cols, strict=True)))
+    frame = frame_of(shape)
     return _decomposed(
         W, frame, rank, seed, sketch, center, lambda ranks: mpo_decompose(W, shape, ranks, center=center)
     )

@@ -16,10 +16,10 @@ from typing import Any, BinaryIO, Protocol
 import numpy as np
 
 from ._backend import as_numpy, backend_of, check_dtype, dtype_name, peak, working
-from ._mpo import MPO
+from ._mpo import MPO, frame_of
 from ._randomized import Sketch, all_splits, check_sketch, count, known_ranks, sketched
 from ._shapes import MPOShape, as_shape, positive_int
-from ._train import Frame, check_center
+from ._train import check_center
 from ._unfolding import Split, Unfolding
 
 Progress = Callable[[int, int], None]
@@ -109,7 +109,7 @@ def _plan(shape: MPOShape, ranks: tuple[int, ...], sketch: Sketch, dtype: np.dty
         raise ValueError(
             "shape: got one site, expected at least two; the only core would be the matrix itself, which does not fit"
         )
-    frame = Frame(MPO, tuple(zip(shape.rows, shape.cols, strict=True)))
+    frame = frame_of(shape)
     cols = shape.matrix_shape[1]
     itemsize = working(np.empty(0, dtype)).itemsize
 

@@ -11,9 +11,8 @@ from . import _chain, _weighted
 from ._backend import Array, cast, double, dtype_name, is_half, to_numpy, working
 from ._bounds import Truncation, certify, l2_norm
 from ._factor import Rank, naming
-from ._mpo import MPO
+from ._mpo import MPO, shape_of
 from ._ranks import choose_ranks
-from ._shapes import MPOShape
 from ._train import AnyTrain, Frame, Train, chain_of, check_center, check_train, interleaved
 from ._trials import Trials, keeps_all
 from ._weights import SiteRoots, Weight, check_weight, site_roots
@@ -134,8 +133,7 @@ def cut_weighted(
     ----------
     cores : double precision, canonical around ``center``, without a cut
     """
-    rows, cols = zip(*frame.site_shapes, strict=True)
-    roots, is_product = site_roots(weight, MPOShape(rows, cols), cores[0])
+    roots, is_product = site_roots(weight, shape_of(frame), cores[0])
     if is_product:
         spectra = _weighted.bond_spectra(cores, frame.site_shapes, roots)
         ranks = choose_ranks(rank, spectra, frame.site_sizes)
@@ -194,7 +192,7 @@ def _distance(source: Array | Train, train: Train, weight: Weight | None) -> flo
         if weight is None:
             return _chain.distance(*pair)
         sites = train.frame.site_shapes
-        roots, is_product = site_roots(weight, MPOShape(*zip(*sites, strict=True)), pair[0][0])
+        roots, is_product = site_roots(weight, shape_of(train.frame), pair[0][0])
         if is_product:
             return _chain.distance(*(_weighted.absorb(cores, sites, roots) for cores in pair))
     residual = (rebuilt(source) if isinstance(source, Train) else working(source)) - rebuilt(train)

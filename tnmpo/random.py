@@ -20,7 +20,7 @@ import numpy as np
 from . import _chain
 from ._backend import array_of
 from ._bounds import l2_norm
-from ._mpo import MPO
+from ._mpo import MPO, frame_of
 from ._ranks import choose_ranks
 from ._shapes import as_shape, dimensions, full_ranks, shown
 from ._train import AnyTrain, Frame
@@ -97,7 +97,7 @@ def mpo(
     [[1.0, 0.1, 0.01], [1.0, 0.1, 0.01]]
     """
     shape = as_shape(shape)
-    frame = Frame(MPO, tuple(zip(shape.rows, shape.cols, strict=True)))
+    frame = frame_of(shape)
     return _random(frame, rank, seed, spectra, norm, dtype, backend)
 
 
