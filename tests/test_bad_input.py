@@ -263,7 +263,7 @@ BAD_CALLS = [
     (lambda: als_fit(W, MPO_OF_W, weight=ones(3)), TypeError, "weight: got ndarray, expected tnmpo.Weight(rows=..."),
     (lambda: search_shape(W), ValueError, "search_shape: got neither of ratio and tol, expected one"),
     (lambda: search_shape(W, ratio=0.5, tol=0.1), ValueError, "search_shape: got both of ratio and tol, expected one"),
-    (lambda: search_shape(W[0], ratio=0.5), ValueError, "W: got 1 axes, expected a matrix (rows, columns)"),
+    (lambda: search_shape(W[0], ratio=0.5), ValueError, "W: got 1 axes, expected a matrix; reshape it to two"),
     (lambda: search_shape(W, ratio=-1), ValueError, "ratio: got -1, expected a number above 0, of the dense"),
     (lambda: search_shape(W, ratio="half"), ValueError, "ratio: got 'half', expected a number above 0, of the dense"),
     (lambda: search_shape(W, tol=-1), ValueError, "Tolerance: got -1, expected a finite number >= 0"),

@@ -196,6 +196,15 @@ def check_values(tensor: Array, argument: str) -> None:
         raise ValueError(f"{argument}: got NaN or Inf among its entries, expected finite numbers; clean it first")
 
 
+def check_matrix(W: Array) -> None:
+    """Refuse what is no matrix that can be decomposed."""
+    backend_of(W, "W")
+    if len(W.shape) != 2:
+        raise ValueError(f"W: got {len(W.shape)} axes, expected a matrix; reshape it to two, or use tnmpo.tt_decompose")
+    check_values(W, "W")
+    check_norm(W, "W")
+
+
 def check_dtype(tensor: Array, argument: str) -> None:
     """Refuse what is not floating or complex, or too long for a backend to factorise."""
     if dtype_name(tensor) not in _INEXACT_DTYPES:

@@ -6,7 +6,7 @@ from functools import partial
 from typing import Any
 
 from . import _chain, _weighted
-from ._backend import Array, backend_of, check_norm, check_values, double, dtype_name, working
+from ._backend import Array, backend_of, check_matrix, check_norm, check_values, double, dtype_name, working
 from ._factor import naming
 from ._mpo import MPO, frame_of
 from ._shapes import as_shape
@@ -85,11 +85,7 @@ def mpo_decompose(
     >>> bool(np.isclose(cut.truncation.error, np.linalg.norm(W - cut.to_matrix())))
     True
     """
-    backend_of(W, "W")
-    if len(W.shape) != 2:
-        raise ValueError(f"W: got {len(W.shape)} axes, expected a matrix; reshape it to two, or use tnmpo.tt_decompose")
-    check_values(W, "W")
-    check_norm(W, "W")
+    check_matrix(W)
     shape = as_shape(shape, tuple(W.shape))
     center = check_center(center, shape.order)
     frame = frame_of(shape)

@@ -29,6 +29,7 @@ from ._backend import (
     adjoint,
     backend_of,
     cast,
+    check_matrix,
     check_norm,
     check_values,
     detach,
@@ -152,11 +153,7 @@ def randomized_decompose(
     >>> mpo.ranks, bool(np.isclose(mpo.truncation.error, np.linalg.norm(W - mpo.to_matrix())))
     ((1, 4, 4, 1), True)
     """
-    backend_of(W, "W")
-    if len(W.shape) != 2:
-        raise ValueError(f"W: got {len(W.shape)} axes, expected a matrix; reshape it to two")
-    check_values(W, "W")
-    check_norm(W, "W")
+    check_matrix(W)
     shape = as_shape(shape, tuple(W.shape))
     frame = frame_of(shape)
     return _decomposed(

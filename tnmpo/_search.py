@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from ._backend import Array, backend_of, cast, check_norm, check_values, dtype_name, like, to_numpy, working
+from ._backend import Array, backend_of, cast, check_matrix, dtype_name, like, to_numpy, working
 from ._bounds import l2_norm
 from ._contract import contraction_plan
 from ._decompose import mpo_decompose
@@ -162,11 +162,7 @@ def search_shape(
     >>> ranking.best.kind, ranking.best.shape.order, ranking.best.ranks, ranking.best.n_parameters
     ('interleaved', 2, (1, 1, 1), 50)
     """
-    backend_of(W, "W")
-    if len(W.shape) != 2:
-        raise ValueError(f"W: got {len(W.shape)} axes, expected a matrix (rows, columns)")
-    check_values(W, "W")
-    check_norm(W, "W")
+    check_matrix(W)
     rows, cols = int(W.shape[0]), int(W.shape[1])
     policy, limit = _policy(ratio, tol, rows * cols)
     if weight is not None:
