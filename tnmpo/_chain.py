@@ -246,6 +246,16 @@ def _center_from_right(cores: Cores, center: int) -> Cores:
     return mirror(moved)
 
 
+def move_center(cores: Cores, start: int, stop: int) -> Cores:
+    """Move the center from one site to another through Schmidt bases."""
+    if start > stop:
+        order = len(cores)
+        return mirror(move_center(mirror(cores), order - 1 - start, order - 1 - stop))
+    bonds = range(start + 1, stop + 1)
+    moved, _, _ = _svd_right(cores[start:], stop=stop - start, bonds=bonds)
+    return [*cores[:start], *moved]
+
+
 def orthogonalize_pair(core: Array, following: Array) -> Cores:
     """Move the center from a core to the one right of it."""
     (isometry, moved), exponent = _qr_right([core, following], 1)
@@ -265,7 +275,7 @@ def scaled_norm(cores: Sequence[Array]) -> Scaled:
         #  ▶━▶━●━●━●      the norm is that of what is right of the isometries
         _, r = thin_qr(rest.reshape(-1, rest.shape[2]))
         core, of_core = around_one(core)
-        rest, of_rest = around_one(_carry(r, core))
+        rest, of_rest = around_one(carry(r, core))
         exponent += of_core + of_rest
     backend = backend_of(rest, "cores")
     squares = backend.sum(parts_of(rest * conj(rest))[0])
@@ -400,7 +410,7 @@ def _qr_right(cores: Sequence[Array], stop: int) -> tuple[Cores, int]:
         left, size, right = cores[k].shape
         q, r = thin_qr(cores[k].reshape(left * size, right))  # (left*size, new), (new, right)
         cores[k] = q.reshape(left, size, -1)
-        cores[k + 1], of_carried = around_one(_carry(r, cores[k + 1]))
+        cores[k + 1], of_carried = around_one(carry(r, cores[k + 1]))
         exponent += of_carried
     return cores, exponent
 
@@ -429,11 +439,11 @@ def _svd_right(
         spectra.append(spectrum)
         discarded.append(l2_norm(to_numpy(spectrum[basis.shape[1] :])))
         cores[k] = basis.reshape(left, size, -1)
-        cores[k + 1] = _carry(rest, cores[k + 1])
+        cores[k + 1] = carry(rest, cores[k + 1])
     return cores, spectra, discarded
 
 
-def _carry(matrix: Array, core: Array) -> Array:
+def carry(matrix: Array, core: Array) -> Array:
     """Absorb a matrix into the left bond of a core."""
     left, size, right = core.shape
     return (matrix @ core.reshape(left, size * right)).reshape(-1, size, right)

@@ -5,13 +5,13 @@ from __future__ import annotations
 from functools import partial
 from typing import Any
 
-from . import _chain, _weighted
+from . import _chain, _gram, _weighted
 from ._backend import Array, backend_of, check_matrix, check_norm, check_values, double, dtype_name, working
 from ._factor import naming
 from ._mpo import MPO, frame_of
 from ._shapes import as_shape
 from ._train import AnyTrain, Frame, check_center, interleaved
-from ._truncate import cut_canonical, cut_low_rank, cut_weighted
+from ._truncate import cut_canonical, cut_dense, cut_low_rank, cut_weighted
 from ._tt import TT
 from ._weights import Weight, check_weight, site_roots
 
@@ -95,7 +95,7 @@ def mpo_decompose(
         if weight is not None and rank is None:
             site_roots(weight, shape, W)  # nothing is cut, so the norm has no effect; a wrong one is refused
         if weight is None or rank is None:
-            return _decomposed(interleaved(working(W), frame), frame, rank, center, W)
+            return _decomposed(working(W), frame, rank, center, W)
         if shape.is_low_rank:
             return cut_low_rank(partial(_weighted.of_matrix, W), frame, rank, center, W, weight)
         cores, _ = _chain.decompose(interleaved(double(W), frame), shape.site_sizes, center)
@@ -149,6 +149,9 @@ def tt_decompose(tensor: Array, rank: Any = None, *, center: int | None = None) 
 
 
 def _decomposed(tensor: Array, frame: Frame[AnyTrain], rank: Any, center: int, source: Array) -> AnyTrain:
+    if len(frame.site_shapes) > 1 and _gram.serves(tensor):
+        return cut_dense(tensor, frame, rank, center, source)
+    tensor = interleaved(tensor, frame)
     cores, spectra = _chain.decompose(tensor, frame.site_sizes, center)
     if rank is not None:
         return cut_canonical(cores, spectra, frame, rank, center, source)

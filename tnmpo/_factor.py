@@ -249,6 +249,18 @@ def qr(backend: Backend, matrix: Array) -> tuple[Array, Array]:
     return cast(q, dtype_name(matrix)), cast(r, dtype_name(matrix))
 
 
+def eigh(backend: Backend, matrix: Array) -> tuple[Array, Array]:
+    """Eigenvalues, ascending, and eigenvectors of a Hermitian matrix, by the backend, else by LAPACK's QR iteration."""
+
+    def drivers() -> Iterator[Callable[[], tuple[Array, ...]]]:
+        yield lambda: backend.eigh(matrix)
+        host = as_numpy(matrix)
+        yield lambda: scipy.linalg.eigh(host, driver="ev")
+
+    values, vectors = _first_of(drivers(), matrix, "eigh", "the backend's own, syev on the CPU")
+    return values, vectors
+
+
 def _first_of(
     drivers: Iterator[Callable[[], tuple[Array, ...]]], matrix: Array, name: str, tried: str
 ) -> Iterator[Array]:

@@ -7,7 +7,9 @@ from dataclasses import replace
 from functools import partial
 from typing import Any
 
-from . import _chain, _weighted
+import numpy as np
+
+from . import _chain, _gram, _weighted
 from ._backend import Array, cast, double, dtype_name, is_half, to_numpy, working
 from ._bounds import Truncation, certify, l2_norm
 from ._factor import Rank, naming
@@ -86,6 +88,21 @@ def cut_canonical(
     else:
         error = 0.0
     return _finish(cores, frame, center, source, None, certify(ranks, spectra, error, norm), norm)
+
+
+def cut_dense(tensor: Array, frame: Frame[AnyTrain], rank: Any, center: int, source: Array) -> AnyTrain:
+    """Cut a dense array in single precision, ``source`` or its copy in it, where it need not be differentiated."""
+
+    def chosen(spectra: list[np.ndarray]) -> tuple[int, ...]:
+        return choose_ranks(rank if rank is not None else max(map(len, spectra)), spectra, frame.site_sizes)
+
+    halved = _gram.decompose(tensor, frame.site_shapes, chosen)
+    cores = _chain.move_center(halved.cores, halved.middle, center)
+    if rank is None:
+        return frame.build(cores, dtype_name(source), center=center)
+    norm = l2_norm(halved.spectra[0])
+    record = certify(halved.ranks, halved.spectra, halved.error, norm)
+    return _finish(cores, frame, center, source, None, record, norm)
 
 
 def cut_low_rank(

@@ -11,14 +11,20 @@ from torch.nn import functional as F
 
 import tnmpo
 
+from .cache import is_traced
+from .contraction import contract, shapes_of
 from .layer import MPOLayer, decompose_weight
+from .lookup import LIMIT, KeptTables, contract_tables, look_up, look_up_at_once
+from .lookup_plan import cheapest_cuts, kept_cuts, table_is_cheaper
+
+_TRACED_IDS = 1024  # a compiled or exported layer serves batches of any size: it is planned for this one
 
 
 class MPOEmbedding(MPOLayer):
     """A lookup table as an MPO: rows are the vocabulary, columns the embedding dimension.
 
-    Each distinct id is looked up once, and each distinct prefix of its row digits is contracted
-    once; where that would cost more than building the table, the table is built.
+    A row is the product of two blocks, from tables of the left and of the right digits of the ids; where these would
+    cost more than the dense table, by counted multiplications and memory traffic, that one is built.
 
     Parameters
     ----------
@@ -28,6 +34,18 @@ class MPOEmbedding(MPOLayer):
         By default the dimensions of the MPO's matrix.
     padding_idx : int, optional
         Kept for ``to_embedding``. The row shares its cores with others, so its gradient is not stopped.
+    cache : bool
+        In evaluation keep the tables until a core changes, or the dense table where they would take more than half of
+        it; never more than 64 MB. False saves that memory, and contracts at every call.
+
+    Notes
+    -----
+    Tables of half the digits grow with the square root of the vocabulary. Kept, a row costs one product of its two
+    blocks, (bond dimension) x (embedding dimension) multiplications, whatever the vocabulary. Not kept, as in training,
+    they are contracted at every call; on the CPU, sites for which few ids need few slices are left out of
+    them, so that the cost for a batch of ids stops growing with the vocabulary. At most 4 MB of blocks are gathered at
+    once. Compiled and exported layers keep nothing, gather all ids at once, and are planned for 1,024 ids,
+    so that one graph serves every batch.
 
     Examples
     --------
@@ -46,13 +64,21 @@ class MPOEmbedding(MPOLayer):
         num_embeddings: int | None = None,
         embedding_dim: int | None = None,
         padding_idx: int | None = None,
+        cache: bool = True,
     ) -> None:
         super().__init__(mpo, (num_embeddings, embedding_dim))
         self.padding_idx = padding_idx
+        self.cache = cache
 
     @classmethod
     def from_embedding(
-        cls, embedding: nn.Embedding, shape: Any = None, rank: Any = None, *, weight: tnmpo.Weight | None = None
+        cls,
+        embedding: nn.Embedding,
+        shape: Any = None,
+        rank: Any = None,
+        *,
+        weight: tnmpo.Weight | None = None,
+        cache: bool = True,
     ) -> MPOEmbedding:
         """Decompose an embedding table.
 
@@ -66,6 +92,8 @@ class MPOEmbedding(MPOLayer):
             As for ``tnmpo.mpo_decompose``; None cuts nothing.
         weight : tnmpo.Weight, optional
             The norm to cut in (``rows=`` the token counts), of any shape.
+        cache : bool
+            As for the class.
 
         Raises
         ------
@@ -87,6 +115,7 @@ class MPOEmbedding(MPOLayer):
             num_embeddings=embedding.num_embeddings,
             embedding_dim=embedding.embedding_dim,
             padding_idx=embedding.padding_idx,
+            cache=cache,
         )
 
     @property
@@ -97,46 +126,82 @@ class MPOEmbedding(MPOLayer):
     def embedding_dim(self) -> int:
         return self.weight_shape[1]
 
+    @property
+    def resident_bytes(self) -> dict[str, int]:
+        """The bytes now held: ``cores``, and ``cache``, the tables or the dense weight."""
+        held = super().resident_bytes
+        return {**held, "cache": held["cache"] + self._kept.nbytes}
+
+    def refresh(self) -> None:
+        super().refresh()
+        self._kept = KeptTables()
+
     def forward(self, ids: Tensor) -> Tensor:
-        if self._table_is_cheaper(ids.numel()):
-            return F.embedding(ids, self.weight)
-        distinct, place = torch.unique(ids, return_inverse=True)
-        if distinct.numel() and not 0 <= int(distinct[0]) <= int(distinct[-1]) < self.num_embeddings:
+        """The rows of int32 or int64 ids of any shape, in the dtype of the cores.
+
+        Raises
+        ------
+        TypeError
+            If the ids have another dtype.
+        IndexError
+            If an id is outside the vocabulary. On an accelerator, and in compiled and exported layers, no value is
+            looked at: there the gathering refuses ids outside the cores, and rows of the padding are rows.
+        """
+        if ids.dtype not in (torch.int32, torch.int64):
+            raise TypeError(f"ids: got {ids.dtype}, expected torch.int32 or torch.int64; convert them first")
+        device = ids.device.type
+        if torch.is_autocast_enabled(device):  # nn.Embedding keeps the dtype of its weight too
+            with torch.autocast(device, enabled=False):
+                return self._rows(ids)
+        return self._rows(ids)
+
+    def _rows(self, ids: Tensor) -> Tensor:
+        if is_traced(ids) or type(ids) is not Tensor:
+            return self._traced_rows(ids)
+        if ids.device.type == "cpu" and ids.numel():  # elsewhere, to look at a value is to wait for the device
+            distinct, places = torch.unique(ids, return_inverse=True)
+            self._check_range(distinct)
+            if len(distinct) <= ids.numel() // 2:
+                return F.embedding(places, self._rows_of(distinct))
+        return self._rows_of(ids)
+
+    def _rows_of(self, ids: Tensor) -> Tensor:
+        cores = self._core_list()
+        shapes, entries, limit = shapes_of(cores), math.prod(self.weight_shape), LIMIT // cores[0].element_size()
+        builds_table = False
+        if self.cache and not self.training:
+            cuts = kept_cuts(shapes, min(entries // 2, limit))
+            if cuts is not None and _are_constant(cores):
+                return self._shaped(look_up(self._kept.of(cores, cuts), [], ids.reshape(-1)), ids)
+            builds_table = cuts is None and entries <= limit
+        if builds_table or self._table_is_cheaper(ids.numel()):
+            keep = self.cache and entries <= limit
+            return F.embedding(ids, self._weight_cache.weight(cores, self.weight_shape, keep=keep))
+        cuts = cheapest_cuts(shapes, _rounded(ids.numel()), ids.device.type == "cpu" and ids.numel() > 0)
+        between = cores[cuts.left : cuts.right]
+        return self._shaped(look_up(contract_tables(cores, cuts), between, ids.reshape(-1)), ids)
+
+    def _traced_rows(self, ids: Tensor) -> Tensor:
+        cores = list(self.cores)
+        if self._table_is_cheaper(_TRACED_IDS, apart=False):
+            return F.embedding(ids, contract(cores, self.weight_shape))
+        tables = contract_tables(cores, cheapest_cuts(shapes_of(cores), _TRACED_IDS, False))
+        return self._shaped(look_up_at_once(tables, ids.reshape(-1)), ids)
+
+    def _shaped(self, rows: Tensor, ids: Tensor) -> Tensor:
+        """Without padding, which is not cut off where there is none: the gradient of a slice is a copy."""
+        rows = rows if rows.shape[1] == self.embedding_dim else rows[:, : self.embedding_dim]
+        return rows.reshape(*ids.shape, self.embedding_dim)
+
+    def _table_is_cheaper(self, n_ids: int, *, apart: bool = True) -> bool:
+        """Whether the dense table costs less than looking up, every id taken as distinct, nothing kept."""
+        return table_is_cheaper(shapes_of(list(self.cores)), _rounded(n_ids), apart)
+
+    def _check_range(self, distinct: Tensor) -> None:
+        if distinct[0] < 0 or distinct[-1] >= self.num_embeddings:  # they are sorted
             raise IndexError(
                 f"ids: got one outside 0 .. {self.num_embeddings - 1}, the vocabulary; check the tokenizer"
             )
-        return F.embedding(place, self._lookup(distinct))
-
-    def _table_is_cheaper(self, n_ids: int) -> bool:
-        """Compare the multiplications of both ways, every id taken as distinct."""
-        rows, cols, ranks = self.shape.rows, self.shape.cols, self.ranks
-        lookup, width = 0, cols[0]
-        for k in range(1, len(rows)):
-            width *= cols[k]
-            prefixes = min(math.prod(rows[: k + 1]), n_ids)
-            lookup += prefixes * width * ranks[k] * ranks[k + 1]
-        return tnmpo.contraction_plan(self.shape, ranks).rebuild_flops <= 2 * lookup
-
-    def _lookup(self, ids: Tensor) -> Tensor:
-        """The rows of sorted distinct ids: (u,) -> (u, embedding_dim).
-
-        ``i_1 .. i_n`` are the digits of an id in the mixed radix of the row dimensions. The vectors of
-        all distinct prefixes grow site by site; at each site those with the same next digit meet
-        its slice of the core in one product, so no slice is copied per token.
-        """
-        rows = self.shape.rows
-        prefixes, vectors = ids.new_zeros(1), None  # distinct prefixes so far, (p, columns, bond)
-        for k, core in enumerate(self.cores):
-            children = torch.unique_consecutive(ids // math.prod(rows[k + 1 :]))
-            digits = children % rows[k]
-            if vectors is None:
-                vectors = core[0].index_select(0, digits)  # (c, j, r')
-            else:
-                parents = vectors.index_select(0, torch.searchsorted(prefixes, children // rows[k]))
-                vectors = _extend(parents, digits, core)
-            prefixes = children
-        assert vectors is not None  # there is at least one core
-        return vectors[:, : self.embedding_dim, 0]
 
     @torch.no_grad()
     def to_embedding(self) -> nn.Embedding:
@@ -149,14 +214,13 @@ class MPOEmbedding(MPOLayer):
         return embedding
 
 
-def _extend(vectors: Tensor, digits: Tensor, core: Tensor) -> Tensor:
-    """Contract each (columns, r) block with the slice of the (r, i, j, r') core that its digit names."""
-    count, columns, bond = vectors.shape
-    _, _, cols, right = core.shape
-    order = torch.argsort(digits, stable=True)
-    present, sizes = torch.unique_consecutive(digits[order], return_counts=True)
-    # without any vector, one empty block: the result has a shape and a gradient all the same
-    groups = zip(vectors[order].split(sizes.tolist() or [0]), present.tolist() or [0], strict=True)
-    blocks = [block.reshape(-1, bond) @ core[:, digit].reshape(bond, cols * right) for block, digit in groups]
-    product = torch.cat(blocks).reshape(count, columns * cols, right)
-    return product[torch.argsort(order)]
+def _are_constant(cores: list[Tensor]) -> bool:
+    """Whether tables of them may be kept: no gradient is wanted, and changes of the values can be seen."""
+    wants_gradient = torch.is_grad_enabled() and any(core.requires_grad for core in cores)
+    return not wants_gradient and all(type(core) is nn.Parameter and not core.is_inference() for core in cores)
+
+
+def _rounded(n_ids: int) -> int:
+    """Up to the next number of four binary digits: ways are remembered, and a few serve every batch."""
+    step = 1 << max(0, n_ids.bit_length() - 4)
+    return -(-n_ids // step) * step

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
 
 import tnmpo
+
+from .cache import WeightCache, count_unseen_change
+from .contraction import contract, mpo_shape, shapes_of
 
 
 class MPOLayer(nn.Module):
@@ -43,6 +46,7 @@ class MPOLayer(nn.Module):
                 "choose a shape whose products are at least as large"
             )
         self.weight_shape = (rows, cols)
+        self._weight_cache = WeightCache()
         self.set_cores_(mpo.cores)
 
     def set_cores_(self, cores: Sequence[Tensor], trainable: Sequence[bool] | None = None) -> None:
@@ -55,6 +59,7 @@ class MPOLayer(nn.Module):
             ``requires_grad`` of each; by default all are.
         """
         trainable = trainable if trainable is not None else [True] * len(cores)
+        self._weight_cache.clear()
         self.cores = nn.ParameterList(
             nn.Parameter(core.detach().clone(memory_format=torch.contiguous_format), requires_grad=flag)
             for core, flag in zip(cores, trainable, strict=True)
@@ -68,7 +73,7 @@ class MPOLayer(nn.Module):
     @property
     def shape(self) -> tnmpo.MPOShape:
         """The row and column dimension of every site, padding included."""
-        return self.mpo.shape
+        return mpo_shape(shapes_of(list(self.cores)))
 
     @property
     def ranks(self) -> tuple[int, ...]:
@@ -110,8 +115,42 @@ class MPOLayer(nn.Module):
 
         Writing into it changes nothing: set the cores with ``set_cores_``.
         """
-        rows, cols = self.weight_shape
-        return self.mpo.to_matrix()[:rows, :cols]
+        return contract(list(self.cores), self.weight_shape)
+
+    @property
+    def reconstructions(self) -> int:
+        """How often calls of the layer have contracted its cores to the dense weight, those of compiled code apart."""
+        return self._weight_cache.reconstructions
+
+    @property
+    def resident_bytes(self) -> dict[str, int]:
+        """The bytes now held: ``cores``, and ``cache``, the dense weight with its casts for autocast."""
+        return {"cores": sum(core.nbytes for core in self.cores), "cache": self._weight_cache.nbytes}
+
+    def refresh(self) -> None:
+        """Forget the dense weight: to be called after writing through ``core.data``, which leaves no trace.
+
+        Layers that share the cores forget theirs too. Any other change is seen: steps of optimisers, in-place
+        operations, ``load_state_dict``, ``to``.
+        """
+        self._weight_cache.clear()
+        count_unseen_change()
+
+    def train(self, mode: bool = True) -> Self:
+        if mode != self.training:  # where averaged weights are written in and out, mostly through ``.data``
+            self.refresh()
+        return super().train(mode)
+
+    def _apply(self, fn: Callable[..., Any], recurse: bool = True) -> Self:
+        self._weight_cache.clear()  # first: parameters that a graph holds cannot be swapped
+        return super()._apply(fn, recurse)
+
+    def _core_list(self) -> list[Tensor]:
+        """The cores; a ParameterList takes ten times as long to list itself."""
+        parameters = self.cores._parameters
+        if len(parameters) != len(self.cores):  # some are parametrised, or replaced by plain tensors
+            return list(self.cores)
+        return [parameters[str(site)] for site in range(len(parameters))]  # type: ignore[misc]
 
     def insert_bond_core_(self) -> None:
         """Put the identity ``M`` between ``U`` and ``V`` of a low-rank layer, for fine-tuning to train."""

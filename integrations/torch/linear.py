@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
-import opt_einsum
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 import tnmpo
 
+from .cache import is_traced
+from .contraction import Shapes, apply_cores, constant, contract, mpo_shape, shapes_of
 from .layer import MPOLayer, decompose_weight
 
 _EXECUTIONS = ("auto", "dense", "factored")
+_TRACED_BATCH = 512  # a compiled or exported layer serves batches of any size: it is planned for this one
 
 
 class MPOLinear(MPOLayer):
@@ -29,6 +32,13 @@ class MPOLinear(MPOLayer):
     execution : {"auto", "dense", "factored"}
         ``dense`` contracts the cores and multiplies once, ``factored`` applies core after core;
         ``auto`` takes the one with fewer FLOPs for the batch at hand (``tnmpo.contraction_plan``).
+    cache : bool
+        Keep the contracted weight until a core changes. False saves its memory, and contracts on every dense call.
+
+    Notes
+    -----
+    In training mode ``auto`` counts the contraction in full, in evaluation with a cache not at all. Compiled and
+    exported layers keep no weight, and are planned for 512 vectors, so that one graph serves every batch.
 
     Examples
     --------
@@ -49,6 +59,7 @@ class MPOLinear(MPOLayer):
         in_features: int | None = None,
         out_features: int | None = None,
         execution: str = "auto",
+        cache: bool = True,
     ) -> None:
         super().__init__(mpo, (out_features, in_features))
         if execution not in _EXECUTIONS:
@@ -56,6 +67,7 @@ class MPOLinear(MPOLayer):
         if bias is not None and bias.shape != self.weight_shape[:1]:
             raise ValueError(f"bias: got shape {tuple(bias.shape)}, expected ({self.weight_shape[0]},)")
         self.execution = execution
+        self.cache = cache
         self.bias = None if bias is None else nn.Parameter(bias.detach().clone())
 
     @classmethod
@@ -67,6 +79,7 @@ class MPOLinear(MPOLayer):
         *,
         weight: tnmpo.Weight | None = None,
         execution: str = "auto",
+        cache: bool = True,
     ) -> MPOLinear:
         """Decompose the weight of a linear layer.
 
@@ -79,6 +92,8 @@ class MPOLinear(MPOLayer):
             As for ``tnmpo.mpo_decompose``; None cuts nothing.
         weight : tnmpo.Weight, optional
             The norm to cut in (``cols=`` the input covariance), of any shape.
+        execution, cache : optional
+            As for the class.
 
         Raises
         ------
@@ -93,6 +108,7 @@ class MPOLinear(MPOLayer):
             in_features=linear.in_features,
             out_features=linear.out_features,
             execution=execution,
+            cache=cache,
         )
 
     @property
@@ -104,35 +120,42 @@ class MPOLinear(MPOLayer):
         return self.weight_shape[0]
 
     def forward(self, x: Tensor) -> Tensor:
-        if self._execution_for(x) == "dense":
-            return F.linear(x, self.weight, self.bias)
-        if self.is_low_rank:
-            return self._low_rank(x)
-        return self._factored(x)
+        traced = is_traced(x)
+        cores = list(self.cores) if traced else self._core_list()
+        tokens = _TRACED_BATCH if traced else x.numel() // max(1, x.shape[-1])
+        batch = _rounded(tokens)
+        if self._execution_for(cores, batch, cached=self.cache and not traced) == "factored":
+            return self._factored(x, cores, batch)
+        if traced:
+            weight = contract(cores, self.weight_shape)
+        else:
+            weight = self._weight_cache.weight(cores, self.weight_shape, keep=self.cache)
+        return F.linear(x, weight, self.bias)
 
-    def _execution_for(self, x: Tensor) -> str:
+    def _execution_for(self, cores: list[Tensor], batch: int, *, cached: bool) -> str:
+        """The execution of one call; in training it must not depend on what is in the cache.
+
+        A checkpoint that is run again would else meet another execution than at first.
+        """
         if self.execution != "auto":
             return self.execution
-        tokens = max(1, x.numel() // max(1, x.shape[-1]))
-        rounded = 1 << (tokens - 1).bit_length()  # plans are remembered: a few sizes serve every batch
-        return tnmpo.contraction_plan(self.shape, self.ranks, rounded).execution
+        return _cheaper(shapes_of(cores), batch, cached and not self.training)
 
-    def _low_rank(self, x: Tensor) -> Tensor:
-        left, *middle, right = self.cores
+    def _factored(self, x: Tensor, cores: list[Tensor], batch: int) -> Tensor:
+        if _is_low_rank(shapes_of(cores)):
+            return self._low_rank(x, cores)
+        tokens = x.reshape(-1, self.in_features)
+        padding = math.prod([core.shape[2] for core in cores]) - self.in_features
+        y = apply_cores(F.pad(tokens, (0, padding)), cores, batch)[:, : self.out_features]
+        y = y if self.bias is None else y + self.bias.to(y.dtype)  # autocast rounds a bias too
+        return y.reshape(*x.shape[:-1], self.out_features)
+
+    def _low_rank(self, x: Tensor, cores: list[Tensor]) -> Tensor:
+        left, *middle, right = cores
         x = F.linear(x, right[:, 0, : self.in_features, 0])
         for core in reversed(middle):
             x = F.linear(x, core[:, 0, 0, :])
         return F.linear(x, left[0, : self.out_features, 0, :], self.bias)
-
-    def _factored(self, x: Tensor) -> Tensor:
-        tokens = x.reshape(-1, self.in_features)
-        shape = self.shape
-        tokens = F.pad(tokens, (0, shape.matrix_shape[1] - self.in_features))
-        plan = tnmpo.contraction_plan(shape, self.ranks, max(1, tokens.shape[0]))
-        y = opt_einsum.contract(plan.equation, tokens.reshape(-1, *shape.cols), *self.cores, optimize=plan.path)
-        y = y.reshape(-1, shape.matrix_shape[0])[:, : self.out_features]
-        y = y if self.bias is None else y + self.bias
-        return y.reshape(*x.shape[:-1], self.out_features)
 
     @torch.no_grad()
     def to_linear(self) -> nn.Linear:
@@ -145,3 +168,21 @@ class MPOLinear(MPOLayer):
         if self.bias is not None:
             linear.bias.copy_(self.bias)
         return linear
+
+
+def _rounded(tokens: int) -> int:
+    """The next power of two: plans are remembered, a few serve every batch."""
+    return 1 << max(0, tokens - 1).bit_length()
+
+
+@constant
+def _cheaper(shapes: Shapes, batch: int, amortised: bool) -> str:
+    """The execution with fewer FLOPs; an amortised contraction of the cores counts for nothing."""
+    plan = tnmpo.contraction_plan(mpo_shape(shapes), (1, *(shape[3] for shape in shapes)), batch)
+    dense = plan.dense_flops + (0 if amortised else plan.rebuild_flops)
+    return "factored" if plan.factored_flops < dense else "dense"
+
+
+@constant
+def _is_low_rank(shapes: Shapes) -> bool:
+    return mpo_shape(shapes).is_low_rank

@@ -1,109 +1,134 @@
-"""mpo_decompose against TensorLy and torchTT: seconds, ratios, errors.
-
-python tests/benchmarks/decompose.py            all cases, some minutes
-python tests/benchmarks/decompose.py 768x3072   one size
-
-Every contender gets the same float32 matrix, the same ranks and the same threads; each result is rebuilt and its error
-compared before any time is taken. ``products`` are the multiplications that an exact train in the Schmidt basis of
-every bond cannot avoid in this order: Gram matrices of the long unfoldings in double precision, and the projection.
+"""``mpo_decompose`` of a Gaussian float32 matrix against every peer, at the same ranks. *uncut* keeps full bonds and
+gives the Schmidt basis of every bond; *cut* keeps a quarter of the parameters. Whether a peer's bonds are in their
+Schmidt basis is measured: the Gram matrices of both sides of every bond must be diagonal. *products* are the
+multiplications that an exact train cannot avoid: the Gram matrices of the long unfoldings in float64, and one
+projection. A train in any exact gauge is cheaper, is timed apart, and is compared with nothing.
 """
 
 from __future__ import annotations
 
 import sys
-import warnings
+import time
+from collections.abc import Iterator
+from dataclasses import replace
+from typing import Any
 
 import numpy as np
-import tensorly
 import torch
-from side_by_side import medians
-from tensorly.decomposition import tensor_train_matrix
+from limits import measured_rates
+from memory import matrix, peaks
+from peers import as_mpo, contenders, is_in_schmidt_basis, qr_call
+from records import Row, verdict
+from side_by_side import medians, timings
 
 import tnmpo
 
-with warnings.catch_warnings():
-    warnings.simplefilter("ignore")  # that its compiled part is not built
-    import torchtt
-
+SUITE = "decompose"
 SIZES = [(768, 3072), (3072, 768), (30000, 128), (4096, 11008)]
+ORDERS = [3, 5]
 
 
-def cap_of(shape, ratio):
+def rows(quick: bool, *, device: str = "cpu", sizes: list[tuple[int, int]] | None = None) -> Iterator[Row]:
+    for size in sizes or ([(48, 60)] if quick else SIZES):
+        for order in ORDERS:
+            for cut in (False, True):
+                yield from compare(size, order, cut, quick=quick, device=device)
+
+
+def compare(size: tuple[int, int], order: int, cut: bool, *, quick: bool, device: str) -> Iterator[Row]:
+    """One matrix, one order: seconds and errors of all, the verdicts, and the peak memory of ours."""
+    W = matrix(*size)
+    shape = tnmpo.plan_shape(size, order)
+    cap = cap_of(shape, 0.25) if cut else None
+    case = f"{size[0]} x {size[1]}, {order} sites, " + (f"cut to {cap}" if cap else "uncut")
+    calls = contenders(W, shape, cap, device)
+    errors, bases, first = {}, {}, {}
+    for name, (call, cores) in calls.items():
+        start = time.perf_counter()
+        result = call()
+        first[name] = time.perf_counter() - start
+        mpo = as_mpo(cores(result), shape)
+        errors[name], bases[name] = relative_error(W, mpo), is_in_schmidt_basis(mpo)
+    best = min(errors.values())
+    assert all(error <= 1.1 * best + 1e-5 for error in errors.values()), (case, errors)
+    rounds = 1 if quick else 3
+    timed = timings({name: call for name, (call, _) in calls.items()}, rounds, device=device, first=first)
+    unavoidable = products(W, shape, rounds, device)
+    ours = min(timing.seconds for name, timing in timed.items() if name.startswith("tnmpo"))
+    peers = {name: timing.seconds for name, timing in timed.items() if not name.startswith("tnmpo")}
+    for name, timing in timed.items():
+        note = f"Schmidt basis of every bond: {'yes' if bases[name] else 'no'}"
+        yield Row(
+            SUITE, case, name, timing.seconds, timing.rounds, timing.seconds / ours, "ours", errors[name],
+            limit(shape, device), note=note,
+        )  # fmt: skip
+    yield Row(SUITE, case, "products", unavoidable, rounds, unavoidable / ours, "ours")
+    compared = [name for name in peers if cut or bases[name]]
+    yield peer_verdict(case, ours, {name: peers[name] for name in compared}, errors)
+    yield verdict(SUITE, case, "ours / products", ours / unavoidable, at_most=2)
+    if not cut:
+        seconds = medians({"QR": qr_call(W, shape, device)}, rounds, device=device)["QR"]
+        yield Row(SUITE, f"{size[0]} x {size[1]}, {order} sites, any exact gauge", "QR chain, torch", seconds, rounds)
+    if device == "cpu":
+        yield from peaks(SUITE, case, size, order, cap, quick=quick)
+
+
+def peer_verdict(case: str, ours: float, peers: dict[str, float], errors: dict[str, float]) -> Row:
+    """Against the fastest peer whose error is no larger than ours."""
+    worst = max(error for name, error in errors.items() if name.startswith("tnmpo"))
+    equal = {name: value for name, value in peers.items() if errors[name] <= 1.01 * worst + 1e-6}
+    fastest = min(equal, key=equal.__getitem__)
+    note = f"{fastest}; error {errors[fastest]:.2e}, ours {worst:.2e}"
+    row = verdict(SUITE, case, "best peer / ours", peers[fastest] / ours, at_least=5, note=note)
+    least = min(errors[name] for name in peers)
+    return row if worst <= 1.01 * least + 1e-6 else replace(row, met=False, note=f"{note}; a peer has {least:.2e}")
+
+
+def relative_error(W: np.ndarray, mpo: tnmpo.MPO) -> float:
+    difference = torch.from_numpy(W).to(mpo.cores[0].device) - mpo.to_matrix()
+    return float(torch.linalg.norm(difference)) / float(np.linalg.norm(W))
+
+
+def cap_of(shape: tnmpo.MPOShape, ratio: float) -> int:
     """The largest single cap at which the MPO keeps no more than that share of the matrix."""
     budget = ratio * np.prod(shape.matrix_shape)
     caps = range(1, max(shape.full_ranks) + 1)
     return max(cap for cap in caps if shape.n_parameters([min(cap, full) for full in shape.full_ranks]) <= budget)
 
 
-def contenders(W, shape, cap):
-    """Calls, and how to rebuild their results."""
-    dense, tensor = torch.from_numpy(W), (*shape.rows, *shape.cols)
-    ranks = [full if cap is None else min(cap, full) for full in shape.full_ranks]
-    sites = list(zip(shape.rows, shape.cols, strict=True))
-
-    def of_tensorly(backend, matrix):
-        tensorly.set_backend(backend)
-        try:
-            return tensor_train_matrix(matrix.reshape(tensor), rank=ranks)
-        finally:
-            tensorly.set_backend("numpy")
-
-    def rebuilt(cores):
-        return tnmpo.MPO([torch.as_tensor(core) for core in cores]).to_matrix()
-
-    return {
-        "tnmpo, numpy": (lambda: tnmpo.mpo_decompose(W, shape, cap), lambda mpo: rebuilt(mpo.cores)),
-        "tnmpo, torch": (lambda: tnmpo.mpo_decompose(dense, shape, cap), lambda mpo: rebuilt(mpo.cores)),
-        "TensorLy, numpy": (lambda: of_tensorly("numpy", W), lambda ttm: rebuilt(ttm.factors)),
-        "TensorLy, torch": (lambda: of_tensorly("pytorch", dense), lambda ttm: rebuilt(ttm.factors)),
-        "torchTT": (
-            lambda: torchtt.TT(dense.reshape(tensor), shape=sites, eps=1e-7, rmax=ranks),
-            lambda tt: rebuilt(tt.cores),
-        ),
-    }
+def sides(W: np.ndarray, shape: tnmpo.MPOShape) -> tuple[int, int]:
+    """The height of the unfolding at the middle bond, and of that at the shorter end."""
+    middle = min(max(shape.full_ranks), W.size // max(shape.full_ranks))
+    return middle, min(shape.site_sizes[0], shape.site_sizes[-1])
 
 
-def compare(size, order, cap):
-    W = np.random.default_rng(0).standard_normal(size, dtype="float32")
-    shape = tnmpo.plan_shape(size, order)
-    cap = cap_of(shape, 0.25) if cap else None
-    calls = contenders(W, shape, cap)
-    norm, errors = np.linalg.norm(W), {}
-    for name, (call, rebuild) in calls.items():
-        errors[name] = float(torch.linalg.norm(torch.from_numpy(W) - rebuild(call()))) / norm
-    best = min(errors.values())
-    assert all(error <= 1.1 * best + 1e-5 for error in errors.values()), errors
-    seconds = medians({name: call for name, (call, _) in calls.items()}, rounds=3)
-    seconds["products"] = products(W, shape)
-    ours = min(seconds[name] for name in seconds if name.startswith("tnmpo"))
-    theirs = min(seconds[name] for name in seconds if name[:5] in ("Tenso", "torch"))
-    print(f"{size[0]} x {size[1]}, {order} sites, " + ("uncut" if cap is None else f"cap {cap}"))
-    for name, value in seconds.items():
-        error = f"{errors[name]:.2e}" if name in errors else ""
-        print(f"    {name:16} {value:8.3f} s   {value / ours:7.2f} x   {error}")
-    print(
-        f"    the best peer takes {theirs / ours:.1f} times as long; ours is {ours / seconds['products']:.1f} products"
-    )
+def products(W: np.ndarray, shape: tnmpo.MPOShape, rounds: int, device: str) -> float:
+    """Seconds of the Gram matrices of the middle unfolding and of the shorter end, and of the projection."""
+    middle, small = sides(W, shape)
+    dense = torch.from_numpy(W).to(device)
+    long, short = dense.reshape(middle, -1), dense.reshape(small, -1)
 
-
-def products(W, shape):
-    """Seconds of the Gram matrix and of the projection of the first split from the shorter side."""
-    small = min(shape.site_sizes[0], shape.site_sizes[-1])
-    middle = min(max(shape.full_ranks), int(np.prod(W.shape)) // max(shape.full_ranks))
-    long = torch.from_numpy(W).reshape(middle, -1)
-    short = torch.from_numpy(W).reshape(small, -1)
-
-    def multiply():
+    def multiply() -> Any:
         wide = long.double()
         return wide @ wide.T, short.double() @ short.double().T, long.T @ long[:, :middle]
 
-    return medians({"products": multiply}, rounds=3)["products"]
+    return medians({"products": multiply}, rounds, device=device)["products"]
+
+
+def limit(shape: tnmpo.MPOShape, device: str) -> float:
+    """The same multiplications at the machine's rates; the matrix must be read and written once."""
+    size, middle = int(np.prod(shape.matrix_shape)), max(shape.full_ranks)
+    middle = min(middle, size // middle)
+    small = min(shape.site_sizes[0], shape.site_sizes[-1])
+    return measured_rates(device).seconds(
+        gram=2 * size * (middle + small), single=2 * size * middle, moved=2 * 4 * size
+    )
 
 
 if __name__ == "__main__":
+    from rich.console import Console
+    from show import show
+
     torch.set_num_threads(2)
-    wanted = [tuple(map(int, argument.split("x"))) for argument in sys.argv[1:]] or SIZES
-    for size in wanted:
-        for order in (3, 5):
-            for cap in (False, True):
-                compare(size, order, cap)
+    wanted = [tuple(map(int, argument.split("x"))) for argument in sys.argv[1:]]
+    show(Console(), SUITE, [row.to_dict() for row in rows(False, sizes=wanted or None)])

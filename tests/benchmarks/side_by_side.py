@@ -5,25 +5,73 @@ from __future__ import annotations
 import statistics
 import time
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, NamedTuple
+
+SHORT = 0.02  # seconds that one measurement takes at least; a shorter call is repeated
+PATIENCE = 60.0  # a contender whose first call takes longer is not called again
 
 
-def medians(contenders: Mapping[str, Callable[[], Any]], rounds: int = 5) -> dict[str, float]:
+class Timing(NamedTuple):
+    """The median seconds of a call, of how many rounds (1: only the first call was made), and the least."""
+
+    seconds: float
+    rounds: int
+    least: float
+
+
+def timings(
+    contenders: Mapping[str, Callable[[], Any]],
+    rounds: int = 5,
+    *,
+    device: str = "cpu",
+    first: Mapping[str, float] | None = None,
+    patience: float = PATIENCE,
+) -> dict[str, Timing]:
     """The median seconds of a call to each, after one call that is not counted.
 
-    A short call is repeated until it takes 20 ms, and the mean of these counts as one.
+    A short call is repeated until it takes 20 ms, and the mean of these counts as one. A contender whose first call
+    takes longer than ``patience`` seconds is timed by that one alone; ``first`` are the seconds of first calls that
+    were made already, to compare the results.
     """
+    clock = _events if device == "cuda" else _wall
+    first = first or {name: clock(call, 1) for name, call in contenders.items()}
+    patient = {name: call for name, call in contenders.items() if first[name] <= patience}
     repeats = {}
-    for name, call in contenders.items():
-        call()
-        start = time.perf_counter()
-        call()
-        repeats[name] = max(1, round(0.02 / max(time.perf_counter() - start, 1e-7)))
-    taken: dict[str, list[float]] = {name: [] for name in contenders}
+    for name, call in patient.items():
+        warm = clock(call, 1) if first[name] < 1 else first[name]  # the first call may have compiled or planned
+        repeats[name] = max(1, round(SHORT / max(warm, 1e-7)))
+    taken: dict[str, list[float]] = {name: [] for name in patient}
     for _ in range(rounds):
-        for name, call in contenders.items():
-            start = time.perf_counter()
-            for _ in range(repeats[name]):
-                call()
-            taken[name].append((time.perf_counter() - start) / repeats[name])
-    return {name: statistics.median(seconds) for name, seconds in taken.items()}
+        for name, call in patient.items():
+            taken[name].append(clock(call, repeats[name]))
+    return {
+        name: Timing(statistics.median(each), len(each), min(each))
+        for name in contenders
+        for each in [taken.get(name, [first[name]])]
+    }
+
+
+def medians(contenders: Mapping[str, Callable[[], Any]], rounds: int = 5, *, device: str = "cpu") -> dict[str, float]:
+    """The seconds of ``timings`` alone."""
+    return {name: timing.seconds for name, timing in timings(contenders, rounds, device=device).items()}
+
+
+def _wall(call: Callable[[], Any], repeats: int) -> float:
+    start = time.perf_counter()
+    for _ in range(repeats):
+        call()
+    return (time.perf_counter() - start) / repeats
+
+
+def _events(call: Callable[[], Any], repeats: int) -> float:
+    """By the device's own clock, since calls return before their work is done."""
+    import torch
+
+    start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+    torch.cuda.synchronize()
+    start.record()
+    for _ in range(repeats):
+        call()
+    end.record()
+    torch.cuda.synchronize()
+    return float(start.elapsed_time(end)) / 1000 / repeats

@@ -1,0 +1,62 @@
+"""What the machine can do, measured, and the least time that work of known size takes on it."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from functools import lru_cache
+
+import torch
+from side_by_side import medians
+
+
+@dataclass(frozen=True)
+class Rates:
+    """Measured rates.
+
+    Attributes
+    ----------
+    single, double, gram : float
+        FLOP/s of square products in float32 and float64, and of the Gram matrix of a tall float64 matrix (all of
+        it, not the half that symmetry would leave).
+    copy : float
+        Bytes read plus bytes written, a second.
+    """
+
+    single: float
+    double: float
+    gram: float
+    copy: float
+
+    def seconds(self, *, single: float = 0, double: float = 0, gram: float = 0, moved: float = 0) -> float:
+        """A lower bound: the products at their rates, or the bytes at theirs, whichever takes longer."""
+        return max(single / self.single + double / self.double + gram / self.gram, moved / self.copy)
+
+    def to_dict(self) -> dict[str, float]:
+        return asdict(self)
+
+
+@lru_cache(maxsize=8)
+def measured_rates(device: str = "cpu", size: int = 2048) -> Rates:
+    """Time one product of each kind of that size, and a copy far larger than the caches."""
+    generator = torch.Generator().manual_seed(0)
+    single = torch.randn(size, size, generator=generator).to(device)
+    double, tall = single.double(), torch.randn(4 * size, size // 4, generator=generator).double().to(device)
+    source = torch.empty(8 * size * size, device=device).fill_(1)
+    target = torch.empty_like(source)
+    seconds = medians(
+        {
+            "single": lambda: single @ single,
+            "double": lambda: double @ double,
+            "gram": lambda: tall.T @ tall,
+            "copy": lambda: target.copy_(source),
+        },
+        rounds=5,
+        device=device,
+    )
+    product = 2 * size**3
+    return Rates(
+        single=product / seconds["single"],
+        double=product / seconds["double"],
+        gram=2 * tall.shape[0] * tall.shape[1] ** 2 / seconds["gram"],
+        copy=2 * source.numel() * source.element_size() / seconds["copy"],
+    )
