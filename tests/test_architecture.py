@@ -35,6 +35,7 @@ LAYERS = [
     "_train",
     "_tt",
     "_mpo",
+    "_gram",
     "_canonical",
     "_entanglement",
     "_profile",

@@ -206,6 +206,13 @@ def test_a_run_of_one_suite_keeps_the_others(tmp_path):
     assert [entry.name for entry in tmp_path.iterdir()] == [path.name]
 
 
+def test_suites_stand_in_their_order_whenever_they_ran(tmp_path):
+    path = tmp_path / "results.json"
+    entry = written(path, "import", "layers, cuda")["suites"]["import"]
+    results = page.update(path, "layers", entry, tuple(run.SUITES))
+    assert list(results["suites"]) == ["layers, cuda", "layers", "import"]
+
+
 def test_an_interrupted_run_keeps_the_suites_before(tmp_path, monkeypatch):
     def stopped(quick, *, device):
         yield verdict("import", "a case", "what", 1.0, at_most=2)

@@ -169,7 +169,7 @@ def test_a_core_whose_value_no_gradient_needs_may_change():
 def test_frozen_cores_are_seen_to_be_frozen():
     layer = build(execution="dense")
     x = vectors(layer)
-    for trained in ([True, True, True], [True, False, True], [False, False, False], [False, True, False]):
+    for trained in ([True, False, True], [True, True, True], [False, False, False], [False, True, False]):
         for core, flag in zip(layer.cores, trained, strict=True):
             core.requires_grad_(flag)
         layer.zero_grad(set_to_none=True)
@@ -198,6 +198,19 @@ def test_the_weight_of_an_evaluation_serves_a_training_step(before):
     fresh(x).sum().backward()
     for core, other in zip(layer.cores, fresh.cores, strict=True):
         assert torch.equal(core.grad, other.grad)
+
+
+@pytest.mark.parametrize("before", [torch.no_grad, torch.inference_mode])
+def test_a_cast_weight_of_an_evaluation_serves_a_backward_to_the_input(before):
+    layer = build(execution="dense", dtype=torch.float32)
+    layer.requires_grad_(False)
+    x = vectors(layer).requires_grad_()
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        with before():
+            layer(x)
+        layer(x).sum().backward()
+    expected = layer.to_linear().weight.detach().bfloat16().float().sum(0)
+    torch.testing.assert_close(x.grad, expected.expand(5, -1), rtol=0.02, atol=0.02)
 
 
 def test_without_a_cache_nothing_is_kept():
@@ -287,9 +300,10 @@ def put_new_data(layer):
 
 
 def put_new_data_where_the_old_was(layer):
-    """Storage that was freed is what the allocator likes to give out next."""
-    for _ in range(20):
-        layer.cores[1].data = layer.cores[1].data * 1.1
+    """Memory that was freed is what the allocator gives out next."""
+    core, values = layer.cores[1], 2 * layer.cores[1].detach()
+    core.data = torch.empty(0, dtype=core.dtype)
+    core.data = values.clone()
 
 
 def load(layer):
@@ -375,6 +389,15 @@ def test_another_dtype_is_another_weight(swap):
                 assert_fresh(layer, x)
     finally:
         torch.__future__.set_swap_module_params_on_conversion(False)
+
+
+def test_a_new_parameter_on_the_same_memory_gets_the_gradient():
+    layer = build(execution="dense")
+    layer(vectors(layer))
+    old, layer.cores[1] = layer.cores[1], nn.Parameter(layer.cores[1].detach())
+    layer(vectors(layer)).sum().backward()
+    assert old.grad is None
+    assert layer.cores[1].grad.abs().max() > 1e-3
 
 
 @FIRST_COMPILATION

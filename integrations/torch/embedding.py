@@ -150,7 +150,9 @@ class MPOEmbedding(MPOLayer):
         if ids.dtype not in (torch.int32, torch.int64):
             raise TypeError(f"ids: got {ids.dtype}, expected torch.int32 or torch.int64; convert them first")
         device = ids.device.type
-        if torch.is_autocast_enabled(device):  # nn.Embedding keeps the dtype of its weight too
+        if torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(
+            device
+        ):  # nn.Embedding keeps the dtype of its weight too
             with torch.autocast(device, enabled=False):
                 return self._rows(ids)
         return self._rows(ids)

@@ -57,15 +57,25 @@ def rows_cost(shapes: Shapes, cuts: Cuts, n_ids: int) -> Cost:
     products = calls = 0
     cols = _dimensions(shapes[: cuts.left])[1]
     moves = n_ids * cols * shapes[cuts.left - 1][3]
-    for bond, rows, site_cols, next_bond in shapes[cuts.left : cuts.right]:
+    for shape in shapes[cuts.left : cuts.right]:
+        bond, rows, site_cols, next_bond = shape
         cols *= site_cols
         products += n_ids * cols * bond * next_bond
-        moves += 2 * n_ids * cols * next_bond
-        calls += min(n_ids, rows)
+        if slices_are_copied(shape, n_ids):
+            moves += n_ids * (bond * site_cols + cols) * next_bond
+        else:
+            moves += 2 * n_ids * cols * next_bond  # and sorted
+            calls += min(n_ids, rows)
     bond, (suffixes, width) = shapes[cuts.right - 1][3], _dimensions(shapes[cuts.right :])
     products += n_ids * cols * bond * width
     moves += n_ids * bond * width if suffixes > 1 else 0
     return Cost(products, moves, calls)
+
+
+def slices_are_copied(shape: Sequence[int], n_ids: int) -> bool:
+    """Whether copying a slice of a core for each id costs less than sorting out the ids that meet the same one."""
+    bond, rows, cols, next_bond = shape
+    return _MOVE * n_ids * bond * cols * next_bond <= _CALL * min(n_ids, rows)
 
 
 def lookup_cost(shapes: Shapes, cuts: Cuts, n_ids: int) -> Cost:

@@ -28,7 +28,10 @@ class Rates:
     copy: float
 
     def seconds(self, *, single: float = 0, double: float = 0, gram: float = 0, moved: float = 0) -> float:
-        """A lower bound: the products at their rates, or the bytes at theirs, whichever takes longer."""
+        """A lower bound: the products at their rates, or the bytes at theirs, whichever takes longer.
+
+        For bytes that come from memory; a matrix that fits into the caches may be read faster.
+        """
         return max(single / self.single + double / self.double + gram / self.gram, moved / self.copy)
 
     def to_dict(self) -> dict[str, float]:

@@ -15,7 +15,7 @@ HEAD = """# Benchmarks
 One command runs everything and writes this page:
 
 ```bash
-make bench                                                       # all suites, about an hour
+make bench                                                       # all suites, an hour or more
 .venv/bin/python tests/benchmarks/run.py decompose layers        # some; the others' results stay
 .venv/bin/python tests/benchmarks/run.py --quick                 # tiny sizes, writes nothing: does it run?
 .venv/bin/python tests/benchmarks/run.py layers --device cuda    # timed by the device's events
@@ -25,7 +25,8 @@ How it is measured: all contenders get the same numbers, dtype and threads in on
 before any time is taken, and a difference stops the run. Then they are called in turn, A B A B, and the median of the
 rounds is told; calls shorter than 20 ms are repeated. A contender whose first call takes more than a minute is called
 once, and the table says so. *limit* is the least time that the FLOPs and bytes of the case can take at the rates
-measured on the same machine. A goal that is missed is shown as missed.
+measured on the same machine, that of copies taken outside the caches: what fits into them may beat it. A goal that is
+missed is shown as missed.
 
 The numbers are in `docs/benchmarks.json`, with the versions of every package.
 """
@@ -36,10 +37,16 @@ def page(results: Entry) -> str:
     return "\n".join([HEAD, *(_suite(name, results["suites"][name]) for name in results["suites"])]).rstrip() + "\n"
 
 
-def update(path: Path, name: str, entry: Entry) -> Entry:
-    """Replace the results of one suite in the file, all others kept; beside and renamed, so that it is never half."""
+def update(path: Path, name: str, entry: Entry, order: Sequence[str] = ()) -> Entry:
+    """Replace the results of one suite in the file, all others kept; beside and renamed, so that it is never half.
+
+    ``order`` is that of the suites, and of the page; a name ends with ", cuda" where it was measured there.
+    """
     results = json.loads(path.read_text()) if path.exists() else {"suites": {}}
     results["suites"][name] = entry
+    places = {suite: place for place, suite in enumerate(order)}
+    by_place = sorted(results["suites"].items(), key=lambda item: places.get(item[0].partition(",")[0], len(places)))
+    results["suites"] = dict(by_place)
     _replace(path, json.dumps(results, indent=1) + "\n")
     return results
 

@@ -89,7 +89,8 @@ def store(chosen: argparse.Namespace, name: str, entry: dict[str, object]) -> No
     from page import update, write_page
 
     if chosen.json:
-        results = update(chosen.json, name if chosen.device == "cpu" else f"{name}, {chosen.device}", entry)
+        title = name if chosen.device == "cpu" else f"{name}, {chosen.device}"
+        results = update(chosen.json, title, entry, tuple(SUITES))
         if chosen.page:
             write_page(chosen.page, results)
 
