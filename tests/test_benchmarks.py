@@ -19,6 +19,7 @@ FOLDER = Path(__file__).parent / "benchmarks"
 DOCS = FOLDER.parents[1] / "docs"
 sys.path.insert(0, str(FOLDER))  # benchmarks are scripts that import each other by bare names
 
+import cost_model  # noqa: E402
 import decompose  # noqa: E402
 import growth  # noqa: E402
 import limits  # noqa: E402
@@ -137,6 +138,24 @@ def test_a_cell_is_judged_by_the_execution_that_was_chosen():
     seconds = {"dense": 1.0, "rebuild": 6.0, "factored": 3.0}
     entry = {"seconds": seconds, "choice": {"cached": "factored", "rebuilt": "factored"}}
     assert (regret(entry, "cached"), regret(entry, "rebuilt")) == (3, 1)
+
+
+def test_the_cached_weight_is_contracted_once_whatever_else_is_timed(monkeypatch):
+    monkeypatch.setattr(side_by_side, "SHORT", 0)
+    contracted = []
+    executed = cost_model.executed
+
+    def counted(layer, x, execution, *, cache):
+        before = layer.reconstructions
+        answer = executed(layer, x, execution, cache=cache)
+        contracted.append((execution, cache, layer.reconstructions - before))
+        return answer
+
+    monkeypatch.setattr(cost_model, "executed", counted)
+    (layer, *_) = cost_model.layers([(48, 96)], [3], [4], "cpu")
+    cost_model.cell(layer, 4, "cpu")
+    assert sum(count for execution, cache, count in contracted if (execution, cache) == ("dense", True)) == 1
+    assert all(count == 1 for execution, cache, count in contracted if (execution, cache) == ("dense", False))
 
 
 # ---------------------------------------------------------------------------------------------------------------------

@@ -5,6 +5,7 @@ batch sizes (two sites: low rank); *cached* has the dense weight at hand, *rebui
 
 from __future__ import annotations
 
+import copy
 import json
 from collections.abc import Iterator
 from functools import partial
@@ -70,10 +71,11 @@ def random_layer(shape: tnmpo.MPOShape, ranks: tuple[int, ...], device: str) -> 
 def cell(layer: MPOLinear, tokens: int, device: str) -> dict[str, Any]:
     """Seconds of every execution of that layer at that batch size, answers compared before."""
     x = torch.randn(tokens, layer.in_features, generator=torch.Generator().manual_seed(1)).to(device)
+    # a layer each: what one call leaves in the cache is not the next one's
+    ways = {"dense": ("dense", True), "rebuild": ("dense", False), "factored": ("factored", False)}
     calls = {
-        "dense": partial(executed, layer, x, "dense", cache=True),
-        "rebuild": partial(executed, layer, x, "dense", cache=False),
-        "factored": partial(executed, layer, x, "factored", cache=False),
+        name: partial(executed, copy.deepcopy(layer), x, execution, cache=cache)
+        for name, (execution, cache) in ways.items()
     }
     answer = torch.nn.functional.linear(x, layer.weight, layer.bias)
     for call in calls.values():
