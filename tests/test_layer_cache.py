@@ -10,7 +10,7 @@ import tiny
 import torch
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition, rule
-from mpo_layers import CASES, EXECUTIONS, FIRST_COMPILATION, assert_fresh, build, oracle, vectors
+from mpo_layers import CASES, EXECUTIONS, FIRST_COMPILATION, assert_fresh, assert_is_oracle, build, oracle, vectors
 from tnmpo.integrations.torch import MPOLinear
 from tnmpo.integrations.torch.contraction import contract
 from tnmpo.integrations.transformers import MPOConfig, compress, freeze_central
@@ -300,10 +300,11 @@ def put_new_data(layer):
 
 
 def put_new_data_where_the_old_was(layer):
-    """Memory that was freed is what the allocator gives out next."""
-    core, values = layer.cores[1], 2 * layer.cores[1].detach()
+    """Wherever the allocator gives that memory out again, once the parameter has left it."""
+    core, values, address = layer.cores[1], 2 * layer.cores[1].detach(), layer.cores[1].data_ptr()
     core.data = torch.empty(0, dtype=core.dtype)
-    core.data = values.clone()
+    candidates = [values.clone() for _ in range(1000)]
+    core.data = next((one for one in candidates if one.data_ptr() == address), candidates[0])
 
 
 def load(layer):
@@ -479,13 +480,15 @@ class Life(RuleBasedStateMachine):
         assert gradients[0] is None
         tolerance = 1e-9 if x.dtype == torch.float64 else 1e-3
         for site, gradient in zip(trained, expected, strict=True):
-            torch.testing.assert_close(gradients[site], gradient, rtol=tolerance, atol=tolerance)
+            atol = tolerance * max(1, gradient.abs().max().item())
+            torch.testing.assert_close(gradients[site], gradient, rtol=0, atol=atol)
 
     @rule(kind=st.sampled_from([torch.optim.SGD, torch.optim.AdamW]), fused=st.booleans())
     def step(self, kind, fused):
         optimizer = self.optimizer(kind, fused=fused)
         self.layer.zero_grad()
         self.layer(vectors(self.layer)).square().sum().backward()
+        nn.utils.clip_grad_norm_(self.layer.parameters(), 1.0)  # a loss that diverges would leave nothing but rounding
         optimizer.step()
 
     @rule(inference=st.booleans())
@@ -493,9 +496,8 @@ class Life(RuleBasedStateMachine):
         self.layer.eval()
         x = vectors(self.layer)
         with torch.inference_mode(inference), torch.no_grad():
-            answer = self.layer(x).double().numpy()
-        tolerance = 1e-10 if x.dtype == torch.float64 else 1e-4
-        np.testing.assert_allclose(answer, oracle(self.layer, x), rtol=tolerance, atol=tolerance)
+            answer = self.layer(x)
+        assert_is_oracle(answer, self.layer, x)
 
     @rule()
     def train(self):
@@ -505,9 +507,7 @@ class Life(RuleBasedStateMachine):
     def half(self, cached):
         with torch.autocast("cpu", dtype=torch.bfloat16), torch.set_grad_enabled(cached):
             x = vectors(self.layer)
-            np.testing.assert_allclose(
-                self.layer(x).detach().double().numpy(), oracle(self.layer, x), rtol=0.1, atol=0.1
-            )
+            assert_is_oracle(self.layer(x), self.layer, x, tolerance=0.1)
 
     @rule()
     def save(self):
@@ -527,7 +527,7 @@ class Life(RuleBasedStateMachine):
         self.layer.cores[-1].data.mul_(-1)
         self.layer.refresh()
 
-    @precondition(lambda self: self.layer.cores[-1].abs().max() < 10)
+    @precondition(lambda self: self.layer.cores[-1].abs().max() < 3)
     @rule()
     def scale(self):
         with torch.no_grad():

@@ -265,7 +265,10 @@ def test_other_parameters_for_one_call():
     x = vectors(layer)
     for borrowed in (dict(other.named_parameters()), {name: p * 1 for name, p in other.named_parameters()}):
         assert_fresh(layer)
+        layer.refresh()
         y = torch.func.functional_call(layer, borrowed, (x,))
+        are_parameters = all(type(tensor) is nn.Parameter for tensor in borrowed.values())
+        assert (layer.resident_bytes["cache"] > 0) == are_parameters  # what is computed belongs to a graph of its own
         np.testing.assert_allclose(y.detach().numpy(), oracle(other, x), rtol=1e-10, atol=1e-12)
         other.zero_grad()
         y.sum().backward()

@@ -103,7 +103,7 @@ def _descend(
 ) -> None:
     """Carry the gradient of a segment down to the cores, into no branch where none is wanted."""
     if not isinstance(tree, tuple):
-        gradients[tree] = gradient if wanted[tree] else None
+        gradients[tree] = gradient
         return
     left, right = (segments[part] for part in tree)
     (bond, rows, cols, inner), (_, more_rows, more_cols, last) = left.shape, right.shape
