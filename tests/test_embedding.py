@@ -93,10 +93,8 @@ def some_ids(vocabulary, *size, dtype=torch.int64, seed=1):
 # --- every cut
 
 
-@pytest.mark.parametrize("copied", [True, False])
 @pytest.mark.parametrize("case", TRAINS)
-def test_every_cut_gives_the_rows_of_the_matrix(case, copied, monkeypatch):
-    monkeypatch.setattr(lookup_module, "slices_are_copied", lambda *_: copied)
+def test_every_cut_gives_the_rows_of_the_matrix(case):
     cores = train_of(case)
     matrix = matrix_of(cores)
     for ids in (torch.arange(len(matrix)), some_ids(len(matrix), 9, dtype=torch.int32), torch.tensor([0])):
@@ -108,26 +106,15 @@ def test_every_cut_gives_the_rows_of_the_matrix(case, copied, monkeypatch):
 
 
 @pytest.mark.parametrize("block", [1, 200, 2**21])  # ids one after another, a few at once, all
-@pytest.mark.parametrize("copied", [True, False])
 @pytest.mark.parametrize("case", TRAINS)
-def test_derivatives_at_every_cut(case, copied, block, monkeypatch):
+def test_derivatives_at_every_cut(case, block, monkeypatch):
     monkeypatch.setattr(lookup_module, "_BLOCK", block)
-    monkeypatch.setattr(lookup_module, "slices_are_copied", lambda *_: copied)
     cores = [core.requires_grad_() for core in train_of(case)]
     ids = torch.tensor([1, 3, 1, 4])
     for cuts in all_cuts(cores):
-        if copied or cuts.left < cuts.right:
-            assert gradcheck(lambda *cores, cuts=cuts: looked_up(cores, cuts, ids), cores)
-
-
-@pytest.mark.parametrize("copied", [True, False])
-@pytest.mark.parametrize("case", ["three sites", "low rank", "bond core", "units"])
-def test_second_derivatives_at_every_cut(case, copied, monkeypatch):
-    monkeypatch.setattr(lookup_module, "_BLOCK", 200)
-    monkeypatch.setattr(lookup_module, "slices_are_copied", lambda *_: copied)
-    cores = [core.requires_grad_() for core in train_of(case)]
-    for cuts in all_cuts(cores):
-        assert gradgradcheck(lambda *cores, cuts=cuts: looked_up(cores, cuts, torch.tensor([1, 3, 1, 4])), cores)
+        assert gradcheck(lambda *cores, cuts=cuts: looked_up(cores, cuts, ids), cores)
+        if block == 200 and len(cores) < 5:
+            assert gradgradcheck(lambda *cores, cuts=cuts: looked_up(cores, cuts, ids), cores)
 
 
 @pytest.mark.parametrize("case", ["three sites", "five sites", "low rank"])
@@ -181,11 +168,8 @@ def test_moves_and_calls_by_hand():
     assert tables_cost(shapes, Cuts(2, 2)) == Cost(15 * 4 * 4 * 6, 2 * 15 * 4 * 6)
     assert tables_cost(shapes, Cuts(1, 1)) == Cost(35 * 6 * 6 * 4, 2 * 35 * 6 * 4)
     assert rows_cost(shapes, Cuts(2, 2), 10) == Cost(10 * 4 * 6 * 3, 10 * (4 * 6 + 6 * 3))
-    assert rows_cost(shapes, Cuts(1, 2), 10) == Cost(10 * (2 * 4 * 2 * 6 + 4 * 6 * 3), 10 * (8 + 48 + 24 + 18))
-    wide = ((1, 3, 2, 400), (400, 5, 2, 600), (600, 7, 3, 1))  # slices worth sorting for
-    moves = 10 * (2 * 400 + 2 * 4 * 600 + 600 * 3)
-    assert rows_cost(wide, Cuts(1, 2), 10) == Cost(10 * (2 * 400 * 2 * 600 + 4 * 600 * 3), moves, 5)
-    assert rows_cost(wide, Cuts(1, 2), 3).calls == 3
+    assert rows_cost(shapes, Cuts(1, 2), 10) == Cost(10 * (2 * 4 * 2 * 6 + 4 * 6 * 3), 10 * (8 + 48 + 18), 5)
+    assert rows_cost(shapes, Cuts(1, 2), 3).calls == 3
     assert table_entries(shapes, Cuts(1, 1)) == 35 * 6 * 4
     assert table_entries(shapes, Cuts(2, 2)) == 15 * 4 * 6 + 7 * 3 * 6
     assert table_entries(((1, 9, 1, 4), (4, 1, 5, 1)), Cuts(1, 1)) == 0  # U and V as they are
@@ -215,7 +199,10 @@ def test_the_cost_of_a_lookup_hardly_depends_on_the_vocabulary(size, order, cap)
         cut.append(lookup_cost(shapes, cheapest_cuts(shapes, 1024, False), 1024))
         kept.append(rows_cost(shapes, kept_cuts(shapes, 2**40), 1024))
     # sites left out of the tables: each id has the same work whatever the rows, done where tables would cost more
-    assert free[1].total <= 2 * free[0].total
+    assert free[1].products <= 2 * free[0].products
+    assert free[1].moves <= 2 * free[0].moves
+    # but more slices are met by groups of their own, which is felt where the work itself is small
+    assert free[1].total <= (5 if (order, cap) == (3, 16) else 2) * free[0].total
     # one cut, as compiled: the root of 16 where the sites can be halved, two of the three factors 2, 4, 2 where not
     assert cut[1].total <= {5: 4, 3: 8}[order] * cut[0].total
     # tables kept: the very same work
@@ -233,9 +220,8 @@ def test_what_is_kept_is_at_most_half_of_the_dense_table():
 
 def test_few_ids_are_met_one_by_one_and_many_by_tables():
     shapes = vocabularies((30522, 384), 5, 64)[0]
-    few, many = cheapest_cuts(shapes, 4, True), cheapest_cuts(shapes, 4096, True)
-    assert few.right - few.left == 1
-    assert many == Cuts(3, 3)
+    assert cheapest_cuts(shapes, 4, True) == Cuts(2, 3)
+    assert cheapest_cuts(shapes, 4096, True) == Cuts(3, 3)
     assert [table_is_cheaper(shapes, n, True) for n in (1, 1024, 2**17)] == [False, False, True]
 
 

@@ -40,12 +40,16 @@ class MPOEmbedding(MPOLayer):
 
     Notes
     -----
-    Tables of half the digits grow with the square root of the vocabulary. Kept, a row costs one product of its two
-    blocks, (bond dimension) x (embedding dimension) multiplications, whatever the vocabulary. Not kept, as in training,
-    they are contracted at every call; on the CPU, sites for which few ids need few slices are left out of
-    them, so that the cost for a batch of ids stops growing with the vocabulary. At most 4 MB of blocks are gathered at
-    once. Compiled and exported layers keep nothing, gather all ids at once, and are planned for 1,024 ids,
-    so that one graph serves every batch.
+    Tables of half the digits grow with the square root of the vocabulary, if no site has much more than its share of
+    the rows. Where they are kept, a row costs one product of two blocks, (bond dimension) x (embedding dimension)
+    multiplications, whatever the vocabulary. Where not, as in training, they are contracted at every call; on the CPU
+    some sites stay out of them where the ids are few for so many slices, and ids with the same digit meet its slice in
+    one product, so that the multiplications for a batch stop growing with the vocabulary too. Ids that come at least
+    twice on average are looked up once. The blocks of two tables are gathered 2 MB at a time (64 MB on an accelerator),
+    and again in the backward: those of all ids never lie in memory.
+
+    Compiled and exported layers keep no tables and contract them at every call (an ONNX runtime folds them once);
+    they gather for all ids at once, and are planned for 1,024 ids, so that one graph serves every batch.
 
     Examples
     --------

@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from .cache import CoreState
-from .lookup_plan import Cuts, slices_are_copied
+from .lookup_plan import Cuts
 
 LIMIT = 64 * 2**20  # bytes that one layer keeps besides its cores, and that it gathers at once, at most
 _BLOCK = 2 * 2**20  # bytes gathered at once on the CPU: its cache holds them, and no fresh pages are asked for
@@ -107,24 +107,18 @@ def _times(vectors: Tensor, right: Tensor) -> Tensor:
 
 
 def _extend(vectors: Tensor, digits: Tensor, core: Tensor) -> Tensor:
-    """Contract each (columns, bond) block with the slice of the core that its digit names."""
-    count, cols, _ = vectors.shape
-    _, _, site_cols, next_bond = core.shape
-    if slices_are_copied(core.shape, count):
-        product = _Meeting.apply(vectors, core.permute(1, 2, 3, 0).flatten(1, 2), None, digits)
-    else:
-        product = _grouped(vectors, digits, core)
-    return product.reshape(count, cols * site_cols, next_bond)
+    """Contract each (columns, bond) block with the slice of the core that its digit names.
 
-
-def _grouped(vectors: Tensor, digits: Tensor, core: Tensor) -> Tensor:
-    """Those with the same digit meet its slice in one product, so that none is copied."""
-    bond, rows, _, _ = core.shape
+    Those with the same digit meet it in one product, so no slice is copied.
+    """
+    count, cols, bond = vectors.shape
+    _, rows, site_cols, next_bond = core.shape
     digits, order = torch.sort(digits)
     sizes = torch.bincount(digits, minlength=rows).tolist()
     groups = zip(vectors.index_select(0, order).split(sizes), core.unbind(1), strict=True)
     blocks = [group.reshape(-1, bond) @ matrix.reshape(bond, -1) for group, matrix in groups if len(group)]
-    return torch.cat(blocks).reshape(len(vectors), -1).index_select(0, torch.argsort(order))
+    product = torch.cat(blocks).reshape(count, cols * site_cols, next_bond)
+    return product.index_select(0, torch.argsort(order))
 
 
 class _Meeting(torch.autograd.Function):

@@ -1,7 +1,7 @@
 """Where to cut a train to look rows up, and what each way costs. Counts only: no tensors here.
 
 Time is measured in multiplications of a large product. One core of a server does some 25 G of them in a second, copies
-some 3 G numbers, and takes 40 microseconds to sort out a group of ids; a thin product is slower than a large one,
+some 3 G numbers, and takes 20 microseconds to sort out a group of ids; a thin product is slower than a large one,
 for every way alike.
 """
 
@@ -16,7 +16,7 @@ import tnmpo
 from .contraction import Shapes, constant, mpo_shape
 
 _MOVE = 8  # multiplications in the time that one number is copied
-_CALL = 2**20  # and in that of one group
+_CALL = 2**19  # and in that of one group
 
 
 class Cuts(NamedTuple):
@@ -57,25 +57,15 @@ def rows_cost(shapes: Shapes, cuts: Cuts, n_ids: int) -> Cost:
     products = calls = 0
     cols = _dimensions(shapes[: cuts.left])[1]
     moves = n_ids * cols * shapes[cuts.left - 1][3]
-    for shape in shapes[cuts.left : cuts.right]:
-        bond, rows, site_cols, next_bond = shape
+    for bond, rows, site_cols, next_bond in shapes[cuts.left : cuts.right]:
         cols *= site_cols
         products += n_ids * cols * bond * next_bond
-        if slices_are_copied(shape, n_ids):
-            moves += n_ids * (bond * site_cols + cols) * next_bond
-        else:
-            moves += 2 * n_ids * cols * next_bond  # and sorted
-            calls += min(n_ids, rows)
+        moves += 2 * n_ids * cols * next_bond
+        calls += min(n_ids, rows)
     bond, (suffixes, width) = shapes[cuts.right - 1][3], _dimensions(shapes[cuts.right :])
     products += n_ids * cols * bond * width
     moves += n_ids * bond * width if suffixes > 1 else 0
     return Cost(products, moves, calls)
-
-
-def slices_are_copied(shape: Sequence[int], n_ids: int) -> bool:
-    """Whether copying a slice of a core for each id costs less than sorting out the ids that meet the same one."""
-    bond, rows, cols, next_bond = shape
-    return _MOVE * n_ids * bond * cols * next_bond <= _CALL * min(n_ids, rows)
 
 
 def lookup_cost(shapes: Shapes, cuts: Cuts, n_ids: int) -> Cost:
