@@ -50,6 +50,17 @@ def test_covariances_are_those_of_the_positions_that_are_no_padding(build):
         assert calibration.weight(name).rows is None
 
 
+def test_covariances_are_as_exact_as_the_numbers_that_flow():
+    model = bert()
+    calibration = calibrate(model, [batch(0, size=2)])  # fewer positions than features: no variance in some directions
+    for name in ("encoder.layer.0.output.dense", "encoder.layer.1.output.dense"):
+        expected = covariance(model, name, [batch(0, size=2)])
+        found = calibration.covariances[name]
+        assert torch.linalg.matrix_rank(expected) < len(expected)
+        torch.testing.assert_close(found, expected, rtol=0, atol=1e-14 * float(expected.max()))
+        assert torch.linalg.eigvalsh(found)[0] > -1e-14 * torch.linalg.eigvalsh(found)[-1]
+
+
 def test_what_stands_on_padding_changes_nothing():
     model = bert()
     clean, dirty = batch(), batch()

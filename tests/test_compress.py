@@ -18,8 +18,10 @@ from tnmpo.integrations.transformers import (
     calibrate,
     compress,
     freeze_central,
+    load,
     merge,
     parameter_report,
+    save,
 )
 from tnmpo.integrations.transformers.targets import mpo_layers
 from torch import nn
@@ -599,13 +601,112 @@ def test_the_text_of_a_report():
     assert json.loads(json.dumps(report.to_dict()))["ratio"] == report.ratio
 
 
+def speed_lines(report):
+    words = ("faster", "slower", "  ")
+    return [line for line in str(report).splitlines() if line.startswith(words)]
+
+
 def test_the_report_says_which_layers_are_slower():
     report = compress(bert(), MPOConfig())
-    assert report.slower
-    assert f"{len(report.slower)} of {len(report.modules)} layers are slower than dense" in str(report)
+    assert len(report.slower) == 13
+    assert {f"{module.relative_cost:.2f}" for module in report.modules[1:]} == {"1.02"}
+    assert speed_lines(report) == [
+        "slower than dense: 13 of 13 linear layers, 1.02x the FLOPs in calls that contract their cores:",
+        "  one for every optimiser step in training, the first in evaluation; the weight is then kept, and they are as "
+        "fast as dense",
+    ]
     fast = compress(bert(), MPOConfig(rank=2, shape="low_rank", target_modules=["query", "key"]))
     assert not fast.slower
-    assert "slower" not in str(fast)
+    (cost,) = {module.relative_cost for module in fast.modules}
+    assert speed_lines(fast) == [f"faster than dense: 4 of 4 linear layers, {cost:.2f}x the FLOPs"]
+
+
+@pytest.mark.parametrize("settings", [{"cache": False}, {"execution": "factored"}])
+def test_layers_that_keep_no_weight_are_slower_in_every_call(settings):
+    report = compress(bert(), MPOConfig(**settings))
+    first, second = speed_lines(report)
+    assert first.startswith("slower than dense: 13 of 13 linear layers, ")
+    assert first.endswith("x the FLOPs in every call:")
+    assert second == "  they save storage and trained parameters, not time"
+
+
+@pytest.mark.parametrize("execution", ["auto", "dense", "factored"])
+def test_the_relative_cost_is_that_of_the_execution(execution):
+    model = bert()
+    report = compress(model, MPOConfig(ratio=0.5, shape="low_rank", execution=execution))
+    layers = {name: layer for name, layer, _ in mpo_layers(model)}
+    for module in report.modules[1:]:
+        assert layers[module.name].execution == execution
+        plan = tnmpo.contraction_plan(layers[module.name].shape, module.ranks, 512)
+        dense, factored = plan.rebuild_flops + plan.dense_flops, plan.factored_flops
+        flops = {"auto": min(dense, factored), "dense": dense, "factored": factored}[execution]
+        assert module.relative_cost == flops / plan.dense_flops
+    assert bool(report.slower) == (execution == "dense")
+
+
+# --- what stays in memory
+
+
+def held(model):
+    """The bytes that the layers hold by kind, cores of tied ones once, after the model was used."""
+    answer(model, {"input_ids": torch.arange(1, 513).reshape(16, 32) % 60})
+    cores = sum(layer.resident_bytes["cores"] for _, layer, _ in mpo_layers(model))
+    cached = sum(module.resident_bytes["cache"] for module in model.modules() if isinstance(module, MPOLayer))
+    return cores, cached
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize(
+    ("settings", "keeps"),
+    [
+        ({}, True),
+        ({"ratio": 0.5, "shape": "interleaved"}, True),
+        ({"ratio": 0.5, "shape": "low_rank"}, False),
+        ({"ratio": 0.5, "shape": "low_rank", "execution": "dense"}, True),
+        ({"ratio": 0.5, "shape": "interleaved", "execution": "factored"}, True),  # the tables of the embedding
+        ({"cache": False}, False),
+        ({"ratio": 0.5, "cache": False, "execution": "dense"}, False),
+    ],
+)
+@pytest.mark.parametrize("kind", ["BertModel", "BertForMaskedLM"])  # alone, tied to a decoder
+def test_the_report_tells_what_will_be_held_in_memory(kind, settings, keeps, dtype):
+    model = bert(kind).to(dtype)
+    report = compress(model, MPOConfig(**settings))
+    cores, cached = (sum(getattr(module, f"{name}_bytes") for module in report.modules) for name in ("core", "cached"))
+    assert held(model) == (cores, cached)
+    assert (cached > 0) == keeps
+    assert sum(module.dense_bytes for module in report.modules) == report.dense_parameters * dtype.itemsize
+    line = f"memory: {cores / 1e3:.1f} kB of cores, where the dense weights had "
+    line += f"{report.dense_parameters * dtype.itemsize / 1e3:.1f} kB"
+    if keeps:
+        line += f"; in use, {cached / 1e3:.1f} kB of contracted weights and tables besides (none with cache=False)"
+    assert line in str(report).splitlines()
+
+
+def test_what_stays_whole_holds_nothing_besides():
+    model = nn.Sequential(nn.Linear(8, 8), nn.Linear(8, 8))
+    report = compress(model, MPOConfig(tol=0.0, shape="low_rank", target_modules=["0", "1"]))
+    assert [(module.kind, module.core_bytes, module.cached_bytes) for module in report.modules] == [
+        ("whole", 256, 0)
+    ] * 2
+    layer = model[0].eval()
+    with torch.no_grad():
+        layer(torch.ones(512, 8))
+        weight = layer._weight_cache.weight(layer._core_list(), (8, 8), keep=True)
+    assert weight.untyped_storage().data_ptr() == layer.cores[0].untyped_storage().data_ptr()
+
+
+@pytest.mark.parametrize("settings", [{}, {"cache": False}, {"execution": "factored"}])
+def test_execution_and_cache_reach_the_layers_and_the_file(settings, tmp_path):
+    config = MPOConfig(ratio=0.5, **settings)
+    model = bert("BertForMaskedLM")
+    compress(model, config)
+    save(model, tmp_path)
+    for each in (model, load(tmp_path)):
+        layers = [module for module in each.modules() if isinstance(module, MPOLayer)]
+        assert len(layers) == 14
+        assert {layer.cache for layer in layers} == {config.cache}
+        assert {layer.execution for layer in layers if isinstance(layer, MPOLinear)} == {config.execution}
 
 
 def test_a_lookup_is_not_counted_among_the_slow_linear_layers():
@@ -681,8 +782,11 @@ def test_an_exclusion_of_nothing_is_logged(caplog):
 def test_a_budget_below_rank_one_is_refused():
     assert_refused(MPOConfig(ratio=0.01), "the rank-one size is")
     assert_refused(MPOConfig(ratio=0.01, shape="interleaved"), "the rank-one size is")
-    assert_refused(MPOConfig(ratio=0.01, allot="module"), "the rank-one size is")
-    assert_refused(MPOConfig(ratio=0.01, allot="module", shape="interleaved"), "ratio: got 0.01, .*rank-one size of ")
+    for shape in ("auto", "low_rank", "interleaved"):
+        message = (
+            r"ratio: got 0.01, which is below the rank-one size of embeddings.word_embeddings \(61, 12\); raise it"
+        )
+        assert_refused(MPOConfig(ratio=0.01, allot="module", shape=shape), message)
 
 
 def test_a_weight_that_is_not_finite_is_refused_by_name():
@@ -723,6 +827,8 @@ def test_a_second_compression_finds_nothing_dense():
         ({"shape": "svd"}, ValueError, "shape: got 'svd', expected one of 'auto', 'low_rank', 'interleaved'"),
         ({"allot": "layer"}, ValueError, "allot: got 'layer', expected one of 'model', 'module'"),
         ({"shape": "low_rank"}, ValueError, "shape='low_rank' without a budget would only enlarge the model"),
+        ({"execution": "fast"}, ValueError, "execution: got 'fast', expected one of 'auto', 'dense', 'factored'"),
+        ({"cache": "no"}, TypeError, "cache: got 'no', expected True or False"),
         ({"target_modules": []}, ValueError, "target_modules: got an empty list"),
         ({"target_modules": [3]}, TypeError, r"target_modules: got \[3\], expected a list of name suffixes"),
         ({"exclude_modules": 3}, TypeError, "exclude_modules: got 3"),
@@ -738,5 +844,5 @@ def test_what_is_no_configuration_is_refused():
 
 
 def test_a_configuration_as_plain_values():
-    config = MPOConfig(rank={"query": 3}, target_modules=["query"])
+    config = MPOConfig(rank={"query": 3}, target_modules=["query"], cache=False, execution="dense")
     assert MPOConfig(**json.loads(json.dumps(config.to_dict()))) == config

@@ -112,7 +112,8 @@ def calibrate(model: nn.Module, batches: Iterable[Mapping[str, Any]]) -> Calibra
 
     Notes
     -----
-    Memory: one ``in_features^2`` matrix in double precision per linear layer.
+    Memory: one ``in_features^2`` matrix in double precision per linear layer. Products are taken in double precision,
+    as exact as the numbers that flow.
     """
     kept = [_as_batch(batch) for batch in batches]
     if not kept:
@@ -162,11 +163,12 @@ class _Collector:
         # Kept with the input itself, so that its id cannot be reused within the batch.
         if id(x) not in self.products:
             rows = x[self._mask_of(x)] if self._mask_of(x) is not None else x.reshape(-1, x.shape[-1])
-            rows = rows.float()
-            self.products[id(x)] = (x, (rows.T @ rows).double(), rows.shape[0])
+            # Summed in single precision, few texts would have negative variances, and an error none should have.
+            rows = rows.double()
+            self.products[id(x)] = (x, rows.T @ rows, rows.shape[0])
         _, product, positions = self.products[id(x)]
         covariances = self.calibration.covariances
-        covariances[name] = covariances[name] + product if name in covariances else product
+        covariances[name] = covariances[name].add_(product) if name in covariances else product.clone()
         self.positions[name] = self.positions.get(name, 0) + positions
 
     def _add_ids(self, name: str, ids: Tensor, size: int) -> None:

@@ -182,6 +182,8 @@ def _describe_layer(layer: MPOLayer, tied_to: str | None) -> dict[str, Any]:
         "bias": getattr(layer, "bias", None) is not None,
         "padding_idx": getattr(layer, "padding_idx", None),
         "trainable": [core.requires_grad for core in layer.cores],
+        "execution": getattr(layer, "execution", None),
+        "cache": layer.cache,
         "tied_to": tied_to,
     }
 
@@ -192,6 +194,9 @@ def _build(entry: dict[str, Any]) -> MPOLayer:
     shapes = zip(ranks, entry["rows"], entry["cols"], ranks[1:], strict=False)
     mpo = tnmpo.MPO([torch.zeros(shape) for shape in shapes])
     rows, cols = entry["weight_shape"]
+    cache = entry.get("cache", True)  # files of before have no such entries
     if entry["kind"] == "linear":
-        return MPOLinear(mpo, torch.zeros(rows) if entry["bias"] else None, in_features=cols, out_features=rows)
-    return MPOEmbedding(mpo, num_embeddings=rows, embedding_dim=cols, padding_idx=entry["padding_idx"])
+        bias = torch.zeros(rows) if entry["bias"] else None
+        execution = entry.get("execution", "auto")
+        return MPOLinear(mpo, bias, in_features=cols, out_features=rows, execution=execution, cache=cache)
+    return MPOEmbedding(mpo, num_embeddings=rows, embedding_dim=cols, padding_idx=entry["padding_idx"], cache=cache)

@@ -11,6 +11,7 @@ import tnmpo
 
 _SHAPES = ("auto", "low_rank", "interleaved")
 _ALLOTMENTS = ("model", "module")
+_EXECUTIONS = ("auto", "dense", "factored")
 
 # The word embedding, the encoder's linear layers and the pooler, as in Liu et al. (ACL 2021): not the heads, and not
 # ALBERT's embedding_hidden_mapping_in. Whole names, with or without the base model's prefix.
@@ -59,6 +60,11 @@ class MPOConfig:
     allot : {"model", "module"}
         ``model`` shares one budget among all matrices, by relative (weighted) error per parameter;
         ``module`` lets every matrix keep ``ratio`` by itself (interleaved: by the largest single cap).
+    cache : bool
+        Let layers keep the dense weight, or the tables of a lookup, that they contract from their cores, until these
+        change: the time of a dense layer, for up to its memory. Low-rank layers need none.
+    execution : {"auto", "dense", "factored"}
+        How linear layers multiply, see ``MPOLinear``; ``auto`` takes what costs less.
 
     Raises
     ------
@@ -79,6 +85,8 @@ class MPOConfig:
     target_modules: str | Sequence[str] | None = None
     exclude_modules: str | Sequence[str] | None = None
     allot: str = "model"
+    cache: bool = True
+    execution: str = "auto"
 
     def __post_init__(self) -> None:
         budgets = [name for name in ("ratio", "rank", "tol") if getattr(self, name) is not None]
@@ -88,6 +96,9 @@ class MPOConfig:
         _check_number(self.tol, "tol", "in [0, 1)", lambda value: 0 <= value < 1)
         _check_word(self.shape, "shape", _SHAPES)
         _check_word(self.allot, "allot", _ALLOTMENTS)
+        _check_word(self.execution, "execution", _EXECUTIONS)
+        if not isinstance(self.cache, bool):
+            raise TypeError(f"cache: got {self.cache!r}, expected True or False")
         _check_rank(self.order, "order")
         if isinstance(self.rank, Mapping):
             if not self.rank:

@@ -55,7 +55,8 @@ class LowRankBasis:
         matrix = self.weight.T if self.is_right else self.weight
         adjoint = side.double().T
         rest = torch.cat([(adjoint @ block).to(side.dtype) for block in _blocks(matrix)], dim=1)  # (r, m)
-        pair = tnmpo.mpo_decompose(rest, tnmpo.MPOShape.low_rank(tuple(rest.shape)), center=0 if self.is_right else 1)
+        shape = tnmpo.MPOShape.low_rank((rest.shape[0], rest.shape[1]))
+        pair = tnmpo.mpo_decompose(rest, shape, center=0 if self.is_right else 1)
         turn, rest = (core.reshape(core.shape[0] * core.shape[1], -1) for core in pair.cores)
         return self._train(side @ turn.reshape(len(turn), -1), rest.reshape(turn.shape[1], -1))
 
@@ -116,14 +117,14 @@ def _of_gram(core: Tensor, metric: Any) -> tuple[Tensor, Tensor]:
             gram += (part * of_part) @ part.T
     try:
         squares, vectors = torch.linalg.eigh(gram)  # ascending
-    except torch.linalg.LinAlgError:
+    except torch.linalg.LinAlgError:  # type: ignore[attr-defined]
         return _of_root(core, metric)  # with more drivers to try
     return vectors.flip(1), squares.flip(0).clamp(min=0).sqrt()
 
 
 def _of_root(core: Tensor, metric: Any) -> tuple[Tensor, Tensor]:
     wide, shape = core.double(), (core.shape[0], core.shape[1])
-    _, root = tnmpo.Weight(cols=metric).roots(shape, wide)
+    root: Any = tnmpo.Weight(cols=metric).roots(shape, wide)[1]
     if root is not None:
         wide = wide * root if root.ndim == 1 else wide @ root
     left, right = tnmpo.mpo_decompose(wide, tnmpo.MPOShape.low_rank(shape), center=1).cores

@@ -185,10 +185,12 @@ def _relative_error(plan: Plan, mpo: tnmpo.MPO) -> float:
 def _norm(matrix: torch.Tensor, metric: tnmpo.Weight | None) -> float:
     """``sqrt(tr(R E C E^T))``, without the roots of the metrics."""
     wide = turned = matrix.double()
-    if metric is not None and metric.rows is not None:
-        turned = metric.rows.to(wide.device)[:, None] * wide
-    if metric is not None and metric.cols is not None:
-        turned = turned @ metric.cols.to(wide.device)
+    rows: Any = None if metric is None else metric.rows
+    cols: Any = None if metric is None else metric.cols
+    if rows is not None:
+        turned = rows.to(wide.device)[:, None] * wide
+    if cols is not None:
+        turned = turned @ cols.to(wide.device)
     return math.sqrt(max(0.0, float(torch.vdot(turned.reshape(-1), wide.reshape(-1)))))
 
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -10,6 +11,10 @@ from torch import nn
 
 import tnmpo
 
+from ..torch.contraction import shapes_of
+from ..torch.lookup import LIMIT
+from ..torch.lookup_plan import kept_cuts, table_entries
+from .config import MPOConfig
 from .targets import Target, mpo_layers
 
 _SPEED_BATCH = 512  # tokens at which reports compare the cost with a dense layer
@@ -31,8 +36,13 @@ class ModuleReport:
     relative_error : float
         Exact, in the calibrated norm where ``weighted`` is true, else the Frobenius norm.
     relative_cost : float or None
-        FLOPs of the layer on 512 tokens over those of the dense one. Above 1 it is slower. None for an
-        embedding: a lookup has no dense FLOPs to compare with.
+        FLOPs of the layer on 512 tokens over those of the dense one, where nothing is kept from the call before. Above
+        1 it is slower. None for an embedding: a lookup has no dense FLOPs to compare with.
+    dense_bytes, core_bytes : int
+        Of the weight before and of its cores.
+    cached_bytes : int
+        What the layers will keep besides, once they were used in evaluation: the dense weight contracted from the
+        cores, or the tables of a lookup.
     tied : tuple of str
         Other modules that share the weight.
     """
@@ -46,11 +56,17 @@ class ModuleReport:
     relative_error: float
     weighted: bool
     relative_cost: float | None
+    dense_bytes: int
+    core_bytes: int
+    cached_bytes: int
     tied: tuple[str, ...] = ()
 
     @classmethod
-    def compressed(cls, target: Target, mpo: tnmpo.MPO, error: float | None, *, weighted: bool) -> ModuleReport:
+    def compressed(
+        cls, target: Target, mpo: tnmpo.MPO, error: float | None, config: MPOConfig, *, weighted: bool
+    ) -> ModuleReport:
         rows, cols = target.weight.shape
+        size = target.weight.element_size()
         return cls(
             name=target.name,
             weight_shape=(rows, cols),
@@ -60,13 +76,43 @@ class ModuleReport:
             parameters=mpo.n_parameters,
             relative_error=error or 0.0,
             weighted=weighted and error is not None,
-            relative_cost=(
-                tnmpo.contraction_plan(mpo.shape, mpo.ranks, _SPEED_BATCH).relative_cost
-                if target.is_multiplied
-                else None
-            ),
+            relative_cost=_relative_cost(mpo, config.execution) if target.is_multiplied else None,
+            dense_bytes=rows * cols * size,
+            core_bytes=mpo.n_parameters * size,
+            cached_bytes=_cached_entries(target, mpo, config) * size,
             tied=target.names[1:],
         )
+
+
+def _relative_cost(mpo: tnmpo.MPO, execution: str) -> float:
+    plan = tnmpo.contraction_plan(mpo.shape, mpo.ranks, _SPEED_BATCH)
+    if execution == "auto":
+        return plan.relative_cost
+    flops = plan.factored_flops if execution == "factored" else plan.rebuild_flops + plan.dense_flops
+    return flops / plan.dense_flops
+
+
+def _cached_entries(target: Target, mpo: tnmpo.MPO, config: MPOConfig) -> int:
+    """The numbers that the layers of a target keep besides the cores; one core is the weight itself."""
+    if not config.cache or mpo.order == 1:
+        return 0
+    entries = math.prod(mpo.shape.matrix_shape)  # with the padding, which is cut off as a view
+    plan = tnmpo.contraction_plan(mpo.shape, mpo.ranks, _SPEED_BATCH)
+    # kept, the contraction counts for nothing
+    is_dense = config.execution == "dense" or (config.execution == "auto" and plan.factored_flops >= plan.dense_flops)
+    of_linear = entries if is_dense else 0
+    of_lookup = _lookup_entries(mpo, target.weight.numel(), entries) if target.is_embedding else 0
+    return sum(of_lookup if isinstance(module, nn.Embedding) else of_linear for module in target.modules)
+
+
+def _lookup_entries(mpo: tnmpo.MPO, entries: int, padded: int) -> int:
+    """The numbers in the tables that an embedding keeps, or in its dense table where these would be hardly smaller."""
+    limit = LIMIT // mpo.cores[0].element_size()
+    shapes = shapes_of(list(mpo.cores))
+    cuts = kept_cuts(shapes, min(entries // 2, limit))
+    if cuts is None:
+        return padded if entries <= limit else 0
+    return table_entries(shapes, cuts)
 
 
 @dataclass(frozen=True)
@@ -126,9 +172,10 @@ class CompressionReport:
             size = f"{module.weight_shape[0]} x {module.weight_shape[1]}"
             bonds = "-".join(map(str, module.ranks[1:-1]))
             kept = module.parameters / module.dense_parameters
+            error = f"{module.relative_error:.2e}" if module.relative_error else "exact"
             lines.append(
                 f"{module.name:{width}}  {size:>12}  {module.kind:11}  {bonds:>16}  {kept:6.3f}  "
-                f"{module.relative_error:8.2e}  "
+                f"{error:>8}  "
                 + (f"{'lookup':>6}" if module.relative_cost is None else f"{module.relative_cost:5.2f}x")
             )
         norm = "weighted by the calibration" if any(module.weighted for module in self.modules) else "Frobenius"
@@ -136,18 +183,53 @@ class CompressionReport:
             f"kept {self.parameters:,} of {self.dense_parameters:,} parameters of {len(self.modules)} matrices "
             f"({self.ratio:.4f}); the whole model has {self.model_parameters:,}",
             f"error: relative, {norm}; FLOPs: of the dense layer's, at {_SPEED_BATCH} tokens",
+            *self._speed(),
+            self._memory(),
         ]
-        if self.slower:
-            lines.append(
-                f"{len(self.slower)} of {len(self.modules)} layers are slower than dense: their cores are contracted "
-                "to the matrix on each call; they save storage and trained parameters, not time"
-            )
         for name, count, share in self.uncovered[:5]:
             lines.append(f"not covered: {name}, {count:,} parameters, {share:.1%} of the dense model")
         if len(self.uncovered) > 5:
             rest = sum(share for _, _, share in self.uncovered[5:])
             lines.append(f"not covered: {len(self.uncovered) - 5} more, {rest:.1%} together")
         return "\n".join(lines)
+
+    def _speed(self) -> Iterator[str]:
+        linear = [module for module in self.modules if module.relative_cost is not None]
+        fast = [module for module in linear if (module.relative_cost or 1) < 1]
+        slow = [module for module in linear if module.name in set(self.slower)]
+        if fast:
+            yield f"faster than dense: {len(fast)} of {len(linear)} linear layers, {_range(fast)} the FLOPs"
+        if slow:
+            line = f"slower than dense: {len(slow)} of {len(linear)} linear layers, {_range(slow)} the FLOPs "
+            if all(module.cached_bytes for module in slow):
+                yield line + "in calls that contract their cores:"
+                yield (
+                    "  one for every optimiser step in training, the first in evaluation; the weight is then kept, and "
+                    "they are as fast as dense"
+                )
+            else:
+                yield line + "in every call:"
+                yield "  they save storage and trained parameters, not time"
+
+    def _memory(self) -> str:
+        dense, cores, cached = (
+            sum(getattr(module, name) for module in self.modules)
+            for name in ("dense_bytes", "core_bytes", "cached_bytes")
+        )
+        line = f"memory: {_bytes(cores)} of cores, where the dense weights had {_bytes(dense)}"
+        if not cached:
+            return line
+        return line + f"; in use, {_bytes(cached)} of contracted weights and tables besides (none with cache=False)"
+
+
+def _range(modules: Sequence[ModuleReport]) -> str:
+    costs = [module.relative_cost or 0.0 for module in modules]
+    lowest, highest = f"{min(costs):.2f}x", f"{max(costs):.2f}x"
+    return lowest if lowest == highest else f"{lowest} to {highest}"
+
+
+def _bytes(count: int) -> str:
+    return f"{count / 1e6:,.1f} MB" if count >= 1e5 else f"{count / 1e3:,.1f} kB"
 
 
 def uncovered_weights(model: nn.Module, targets: Sequence[Target]) -> tuple[tuple[str, int, float], ...]:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from typing import TypeVar
+
 from torch import nn
 from transformers.utils import logging as transformers_logging
 
@@ -13,6 +16,8 @@ from .config import MPOConfig
 from .planning import decompose, plan_model
 from .report import CompressionReport, ModuleReport, uncovered_weights
 from .targets import Target, find_targets, replace_module, require_mpo_layers
+
+_Item = TypeVar("_Item")
 
 
 def compress(model: nn.Module, config: MPOConfig, calibration: Calibration | None = None) -> CompressionReport:
@@ -41,6 +46,10 @@ def compress(model: nn.Module, config: MPOConfig, calibration: Calibration | Non
     -----
     A weight that several modules share (ALBERT's layers, a tied decoder) is compressed once and stays shared. Frozen
     or trainable: every core is trainable afterwards; ``freeze_central`` prepares fine-tuning.
+
+    Every low-rank cut comes from one eigendecomposition of a small Gram matrix. Memory beside the model: the new cores,
+    and the singular vectors of low-rank plans until they are carried out, together about one copy of the targeted
+    weights.
     """
     if not isinstance(config, MPOConfig):
         raise TypeError(f"config: got {type(config).__name__}, expected an MPOConfig such as MPOConfig(ratio=0.5)")
@@ -52,12 +61,13 @@ def compress(model: nn.Module, config: MPOConfig, calibration: Calibration | Non
         )
     uncovered = uncovered_weights(model, targets)
     reports, replacements = [], []
-    for plan in transformers_logging.tqdm(plan_model(targets, config, calibration), desc="compress", leave=False):
+    plans = plan_model(targets, config, calibration)
+    for plan in transformers_logging.tqdm(_taken(plans), total=len(plans), desc="compress", leave=False):
         mpo, error = decompose(plan)
         replacements.append((plan.target, mpo))
-        reports.append(ModuleReport.compressed(plan.target, mpo, error, weighted=plan.metric is not None))
-    for target, mpo in replacements:
-        _install(model, target, mpo)
+        reports.append(ModuleReport.compressed(plan.target, mpo, error, config, weighted=plan.metric is not None))
+    for target, mpo in _taken(replacements):
+        _install(model, target, mpo, config)
     return CompressionReport(tuple(reports), uncovered, sum(p.numel() for p in model.parameters()))
 
 
@@ -128,7 +138,13 @@ def share_cores(layer: MPOLayer, tied: list[MPOLayer]) -> None:
         twin.cores = layer.cores
 
 
-def _install(model: nn.Module, target: Target, mpo: tnmpo.MPO) -> None:
+def _taken(items: list[_Item]) -> Iterator[_Item]:
+    """Each once; the list lets go of it, so that what it holds is free after its use."""
+    while items:
+        yield items.pop(0)
+
+
+def _install(model: nn.Module, target: Target, mpo: tnmpo.MPO, config: MPOConfig) -> None:
     first: MPOLayer | None = None
     for module in target.modules:
         layer: MPOLayer
@@ -138,10 +154,18 @@ def _install(model: nn.Module, target: Target, mpo: tnmpo.MPO) -> None:
                 num_embeddings=module.num_embeddings,
                 embedding_dim=module.embedding_dim,
                 padding_idx=module.padding_idx,
+                cache=config.cache,
             )
         else:
             assert isinstance(module, nn.Linear)
-            layer = MPOLinear(mpo, module.bias, in_features=module.in_features, out_features=module.out_features)
+            layer = MPOLinear(
+                mpo,
+                module.bias,
+                in_features=module.in_features,
+                out_features=module.out_features,
+                execution=config.execution,
+                cache=config.cache,
+            )
             if module.bias is not None:
                 layer.bias = module.bias  # the parameter itself: heads share theirs with the model
         layer.train(module.training)
