@@ -41,13 +41,13 @@ from ._backend import (
 )
 from ._bounds import l2_norm
 from ._chain import Cores, carry, mirror
-from ._factor import eigh
+from ._factor import eigh, naming
 from ._train import regrouped
 
 Sites = Sequence[tuple[int, ...]]
 ChooseRanks = Callable[[list[np.ndarray]], tuple[int, ...]]  # with the boundary ones, from the spectra of all bonds
 
-_BLOCK = 1 << 20  # entries that are in double precision at a time
+_BLOCK = 1 << 19  # entries that are in double precision at a time
 
 
 @dataclass(frozen=True)
@@ -95,8 +95,9 @@ def decompose(tensor: Array, sites: Sites, choose: ChooseRanks) -> Halved:
     dense = _grouped(tensor, sites, middle)  # (L, m, R)
     rows, columns = dense.shape[0], dense.shape[2]
     left_sites, right_sites = sites[:middle], sites[middle + 1 :]
-    left = _Half(_gram_of_rows(dense.reshape(rows, -1)), left_sites)
-    right = _Half(_gram_of_columns(dense.reshape(-1, columns)), right_sites, is_right=True)
+    left_bonds, right_bonds = range(1, middle + 1), range(len(sites) - 1, middle, -1)  # from the ends inwards
+    left = _Half(_gram_of_rows(dense.reshape(rows, -1)), left_sites, left_bonds)
+    right = _Half(_gram_of_columns(dense.reshape(-1, columns)), right_sites, right_bonds)
     spectra = left.spectra + right.spectra[::-1]
     ranks = choose(spectra)
     left_cores, basis, left_cut = left.kept(ranks[1 : middle + 1])
@@ -107,7 +108,7 @@ def decompose(tensor: Array, sites: Sites, choose: ChooseRanks) -> Halved:
     center = center.reshape(-1, columns)  # (r m, R)
     wanted = ranks[-2:middle:-1]
     if any(left_cut) and right.is_cut_by(wanted):
-        right = _Half(_gram_of_columns(center), right_sites, is_right=True)
+        right = _Half(_gram_of_columns(center), right_sites, right_bonds)
     right_cores, basis, right_cut = right.kept(wanted)
     if basis is not None:
         center = center @ conj(cast(basis, name))
@@ -126,18 +127,19 @@ class _Half:
     ----------
     gram : (D, D) array in double precision, over the site axes in the order of the tensor
     sites : in the order of the tensor
+    bonds : their numbers, from the end of the train inwards
     """
 
-    def __init__(self, gram: Array, sites: Sites, *, is_right: bool = False) -> None:
-        self.sites = sites
-        self.inwards = list(range(len(sites)))[:: -1 if is_right else 1]
+    def __init__(self, gram: Array, sites: Sites, bonds: range) -> None:
+        self.sites, self.bonds = sites, bonds
+        self.inwards = list(range(len(sites)))[:: bonds.step]
         self.sizes = [math.prod(sites[k]) for k in self.inwards]
         self.grams: list[Array] = [_by_sites(gram, sites, self.inwards)] if sites else []
         for size in self.sizes[:0:-1]:
             inner = self.grams[0]
             rows = inner.shape[0] // size
             self.grams.insert(0, backend_of(gram, "tensor").einsum("iaja->ij", inner.reshape(rows, size, rows, size)))
-        self.parts = [_eigen(matrix) for matrix in self.grams]
+        self.parts = [_eigen(matrix, bond) for matrix, bond in zip(self.grams, bonds, strict=True)]
 
     @property
     def spectra(self) -> list[np.ndarray]:
@@ -155,10 +157,11 @@ class _Half:
         cores: Cores = []
         lost: list[float] = []
         basis = None  # (D, r), the product of the cores so far; None is 1
-        for size, rank, gram, (values, vectors) in zip(self.sizes, ranks, self.grams, self.parts, strict=True):
+        steps = zip(self.sizes, self.bonds, ranks, self.grams, self.parts, strict=True)
+        for size, bond, rank, gram, (values, vectors) in steps:
             if basis is not None and basis.shape[1] < basis.shape[0]:
                 half = _lifted(basis, gram, size)
-                values, inside = _eigen(_lifted(basis, adjoint(half), size))
+                values, inside = _eigen(_lifted(basis, adjoint(half), size), bond)
             else:
                 inside = vectors if basis is None else _lifted(basis, vectors, size)
             lost.append(l2_norm(_roots(values)[rank:]))
@@ -176,25 +179,27 @@ def _lifted(basis: Array, matrix: Array, size: int) -> Array:
 
 def _in_schmidt_basis(left: Cores, center: Array, right: Cores) -> tuple[Cores, Array, Cores]:
     """Turn every bond of a train with isometries on either side, the right ones mirrored, into its Schmidt basis."""
+    left_bonds = range(1, len(left) + 1)
+    right_bonds = range(len(left) + len(right), len(left), -1)
     name = dtype_name(center)
     rank_left, size, rank_right = center.shape
-    left, turn = _turned(left, _gram_of_rows(center.reshape(rank_left, -1)))
+    left, turn = _turned(left, _gram_of_rows(center.reshape(rank_left, -1)), left_bonds)
     if turn is not None:
         center = adjoint(cast(turn, name)) @ center.reshape(rank_left, -1)
-    right, turn = _turned(right, _gram_of_columns(center.reshape(-1, rank_right)))
+    right, turn = _turned(right, _gram_of_columns(center.reshape(-1, rank_right)), right_bonds)
     if turn is not None:
         center = center.reshape(-1, rank_right) @ conj(cast(turn, name))
     return left, center.reshape(rank_left, size, rank_right), right
 
 
-def _turned(cores: Cores, density: Array) -> tuple[Cores, Array | None]:
+def _turned(cores: Cores, density: Array, bonds: range) -> tuple[Cores, Array | None]:
     """The isometries, outermost first, in Schmidt bases, given the density matrix of the last bond; and how that turns.
 
     The density of the bond before is that of this one, carried through the core between.
     """
     cores, innermost = list(cores), None
     for k in range(len(cores) - 1, -1, -1):
-        _, vectors = _eigen(density)
+        _, vectors = _eigen(density, bonds[k])
         core = cores[k]
         left, size, right = core.shape
         pushed = (core.reshape(-1, right) @ density).reshape(left, size * right)
@@ -257,10 +262,11 @@ def _gram_of_columns(matrix: Array) -> Array:
     return reduce(operator.add, (transposed(block) @ conj(block) for block in blocks))
 
 
-def _eigen(gram: Array) -> tuple[Array, Array]:
+def _eigen(gram: Array, bond: int) -> tuple[Array, Array]:
     """Eigenvalues, descending, and eigenvectors of a matrix that is positive but for rounding."""
     backend = backend_of(gram, "tensor")
-    values, vectors = eigh(backend, gram)
+    with naming(f"bond {bond}"):
+        values, vectors = eigh(backend, gram)
     return backend.flip(values), backend.flip(vectors, axis=1)
 
 
