@@ -203,6 +203,23 @@ def test_the_papers_layer_is_faster_dense_and_tiny_bonds_are_not():
     assert contraction_plan(FFN_UP, capped, batch=512).relative_cost > 1
 
 
+def test_what_is_moved_between_the_products_counts_too():
+    shape, ranks = ((3, 4), (2, 5)), (1, 6, 1)
+    plan = contraction_plan(shape, ranks, batch=1)
+    vectors, first, second = 10, 6 * 6, 6 * 20
+    orders = {
+        vectors + first + (one := 5 * 3 * 6) + one + second + 12,
+        vectors + second + (two := 2 * 4 * 6) + two + first + 12,
+    }
+    assert plan.factored_moves in orders
+    assert plan.rebuild_moves == 2 * 12 * 10
+    assert contraction_plan(MPOShape.low_rank((20, 30)), (1, 4, 1)).factored_moves == 0
+    # fewer numbers change places between products of eight columns
+    small = contraction_plan(((3, 4, 4, 4, 2), (4, 4, 6, 4, 4)), (1, 8, 8, 8, 8, 1), batch=4096)
+    assert small.factored_flops < small.dense_flops
+    assert small.faster(rebuild=False) == small.execution == "dense"
+
+
 def test_a_plans_equation_and_path_compute_the_layer():
     import opt_einsum
 

@@ -10,8 +10,11 @@ from typing import Any
 
 import opt_einsum
 
-from ._shapes import as_shape, check_ranks, positive_int
+from ._shapes import MPOShape, as_shape, check_ranks, positive_int
 
+# FLOPs in the time that one number is moved between two products: read, put in its place on other axes, written. Fitted
+# to the seconds of two of the four sizes in tests/benchmarks/cost_model.py, on two threads of an x86 CPU.
+_MOVE = 32
 _EXHAUSTIVE = 10  # sites: the search for the best order takes 0.1 s at 12, and minutes at 20
 
 
@@ -29,31 +32,42 @@ class ContractionPlan:
         One dense product with the whole batch, without the rebuild.
     factored_flops : int
         Applying the cores to the batch one after another, never forming the matrix.
+    rebuild_moves, factored_moves : int
+        Numbers that are read and written between the products, where their axes change places; none in the factored
+        execution of a low-rank shape.
     equation, path : str, tuple
         The einsum of the factored execution (vectors first, then the cores) and its best order.
     execution : {"dense", "factored"}
-        The cheaper one, the rebuild counted in.
+        The faster one, the rebuild counted in.
     """
 
     batch: int
     rebuild_flops: int
     dense_flops: int
     factored_flops: int
+    rebuild_moves: int
+    factored_moves: int
     equation: str
     path: tuple[tuple[int, ...], ...]
 
     @property
     def execution(self) -> str:
-        return "factored" if self.factored_flops < self.rebuild_flops + self.dense_flops else "dense"
+        return self.faster(rebuild=True)
+
+    def faster(self, *, rebuild: bool) -> str:
+        """``"dense"`` or ``"factored"``; without the rebuild, the matrix is at hand. A move counts as 32 FLOPs."""
+        dense = self.dense_flops + (self.rebuild_flops + _MOVE * self.rebuild_moves if rebuild else 0)
+        return "factored" if self.factored_flops + _MOVE * self.factored_moves < dense else "dense"
 
     @property
     def relative_cost(self) -> float:
-        """FLOPs of the cheaper execution over those of an uncompressed layer; above 1 is slower."""
-        return min(self.factored_flops, self.rebuild_flops + self.dense_flops) / self.dense_flops
+        """FLOPs of the faster execution over those of an uncompressed layer; above 1 is slower."""
+        flops = {"factored": self.factored_flops, "dense": self.rebuild_flops + self.dense_flops}
+        return flops[self.execution] / self.dense_flops
 
 
 def contraction_plan(shape: Any, ranks: Sequence[int], batch: int = 1) -> ContractionPlan:
-    """Count the FLOPs of every way to apply an MPO, and name the cheapest.
+    """Count the FLOPs of every way to apply an MPO, and name the fastest.
 
     Parameters
     ----------
@@ -74,8 +88,10 @@ def contraction_plan(shape: Any, ranks: Sequence[int], batch: int = 1) -> Contra
 
     Notes
     -----
-    A multiplication with its addition counts as two FLOPs. The orders are opt_einsum's
-    (Smith and Gray, JOSS 2018), remembered: up to 10 sites the best ones, by dynamic programming, else good ones.
+    A multiplication with its addition counts as two FLOPs. FLOPs alone flatter trains of many small cores, whose
+    products are short and whose axes change places between them; so the choice counts moved numbers too. The orders
+    are opt_einsum's (Smith and Gray, JOSS 2018), remembered: up to 10 sites the best ones, by dynamic programming, else
+    good ones.
 
     Examples
     --------
@@ -111,9 +127,29 @@ def _plan(rows: tuple[int, ...], cols: tuple[int, ...], ranks: tuple[int, ...], 
         rebuild_flops=_merge_order(sizes, ranks)[1],
         dense_flops=2 * batch * math.prod(rows) * math.prod(cols),
         factored_flops=int(info.opt_cost),
+        rebuild_moves=2 * math.prod(sizes) if order > 1 else 0,
+        factored_moves=0
+        if MPOShape(rows, cols).is_low_rank
+        else _moves(equation, path, [(batch, *cols), *core_shapes]),
         equation=equation,
         path=tuple(tuple(pair) for pair in path),
     )
+
+
+def _moves(equation: str, path: Sequence[Sequence[int]], shapes: Sequence[Sequence[int]]) -> int:
+    """The numbers that the products of a path read and write."""
+    terms = equation.split("->")[0].split(",")
+    size = {
+        symbol: n for term, shape in zip(terms, shapes, strict=True) for symbol, n in zip(term, shape, strict=False)
+    }
+    moved = 0
+    for pair in path:
+        met = [terms[place] for place in pair]
+        shared = set(met[0]).intersection(*met[1:]) if len(met) > 1 else set()
+        product = "".join(symbol for term in met for symbol in term if symbol not in shared)
+        terms = [term for place, term in enumerate(terms) if place not in pair] + [product]
+        moved += sum(math.prod(size[symbol] for symbol in term) for term in (*met, product))
+    return moved
 
 
 def merge_order(sizes: Sequence[int], ranks: Sequence[int]) -> tuple[tuple[int, int], ...]:

@@ -93,7 +93,7 @@ class MPO(Train):
         """The matrix product with an MPO, with a TT as a vector, or with an array as ``numpy.matmul`` has it.
 
         Of trains every bond is the product of two; the sites must match. An array is (J,) or (.., J, k) and gives (I,)
-        or (.., I, k), by the cheaper execution of ``tnmpo.contraction_plan``.
+        or (.., I, k), by the faster execution of ``tnmpo.contraction_plan``.
         """
         if isinstance(other, MPO):
             return _composed(self, other, (self.shape.cols, other.shape.rows))

@@ -31,7 +31,7 @@ class MPOLinear(MPOLayer):
         By default the dimensions of the MPO's matrix.
     execution : {"auto", "dense", "factored"}
         ``dense`` contracts the cores and multiplies once, ``factored`` applies core after core;
-        ``auto`` takes the one with fewer FLOPs for the batch at hand (``tnmpo.contraction_plan``).
+        ``auto`` takes the faster one for the batch at hand, by counts (``tnmpo.contraction_plan``).
     cache : bool
         Keep the contracted weight until a core changes. False saves its memory, and contracts on every dense call.
 
@@ -139,7 +139,7 @@ class MPOLinear(MPOLayer):
         """
         if self.execution != "auto":
             return self.execution
-        return _cheaper(shapes_of(cores), batch, cached and not self.training)
+        return _faster(shapes_of(cores), batch, cached and not self.training)
 
     def _factored(self, x: Tensor, cores: list[Tensor], batch: int) -> Tensor:
         if _is_low_rank(shapes_of(cores)):
@@ -176,11 +176,10 @@ def _rounded(tokens: int) -> int:
 
 
 @constant
-def _cheaper(shapes: Shapes, batch: int, amortised: bool) -> str:
-    """The execution with fewer FLOPs; an amortised contraction of the cores counts for nothing."""
+def _faster(shapes: Shapes, batch: int, amortised: bool) -> str:
+    """The faster execution; an amortised contraction of the cores counts for nothing."""
     plan = tnmpo.contraction_plan(mpo_shape(shapes), (1, *(shape[3] for shape in shapes)), batch)
-    dense = plan.dense_flops + (0 if amortised else plan.rebuild_flops)
-    return "factored" if plan.factored_flops < dense else "dense"
+    return plan.faster(rebuild=not amortised)
 
 
 @constant

@@ -99,8 +99,8 @@ def _cached_entries(target: Target, mpo: tnmpo.MPO, config: MPOConfig) -> int:
     entries = math.prod(mpo.shape.matrix_shape)  # with the padding, which is cut off as a view
     plan = tnmpo.contraction_plan(mpo.shape, mpo.ranks, _SPEED_BATCH)
     # kept, the contraction counts for nothing
-    is_dense = config.execution == "dense" or (config.execution == "auto" and plan.factored_flops >= plan.dense_flops)
-    of_linear = entries if is_dense else 0
+    execution = plan.faster(rebuild=False) if config.execution == "auto" else config.execution
+    of_linear = entries if execution == "dense" else 0
     of_lookup = _lookup_entries(mpo, target.weight.numel(), entries) if target.is_embedding else 0
     return sum(of_lookup if isinstance(module, nn.Embedding) else of_linear for module in target.modules)
 
