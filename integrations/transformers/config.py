@@ -9,26 +9,11 @@ from typing import Any
 
 import tnmpo
 
+from .presets import PAPER_SHAPES
+
 _SHAPES = ("auto", "low_rank", "interleaved")
 _ALLOTMENTS = ("model", "module")
 _EXECUTIONS = ("auto", "dense", "factored")
-
-# The word embedding, the encoder's linear layers and the pooler, as in Liu et al. (ACL 2021): not the heads, and not
-# ALBERT's embedding_hidden_mapping_in. Whole names, with or without the base model's prefix.
-TARGETS_OF_ARCHITECTURE = {
-    "albert": r"(.*\.)?(word_embeddings|attention\.(query|key|value|dense)|ffn|ffn_output|pooler)",
-    "bert": r"(.*\.)?(word_embeddings|encoder\.layer\.\d+\.(.*\.)?(query|key|value|dense)|pooler\.dense)",
-}
-
-# The shapes of the paper's tables, by the size of the weight (out x in, or vocabulary x dimension); 30522 words are
-# padded to 30720 inside.
-_PAPER_SHAPES = {
-    (30000, 128): ((5, 10, 10, 10, 6), (2, 2, 4, 4, 2)),
-    (30522, 768): ((5, 8, 8, 8, 12), (4, 4, 4, 4, 3)),
-    (3072, 768): ((4, 4, 8, 6, 4), (3, 4, 4, 4, 4)),
-    (768, 3072): ((3, 4, 4, 4, 4), (4, 4, 8, 6, 4)),
-    (768, 768): ((3, 4, 4, 4, 4), (4, 4, 4, 4, 3)),
-}
 
 
 @dataclass(frozen=True)
@@ -122,8 +107,8 @@ class MPOConfig:
 
     def interleaved_shape(self, weight_shape: tuple[int, int], *, is_embedding: bool) -> tnmpo.MPOShape:
         """The paper's shape of such a weight, or balanced factors; a vocabulary is padded inside."""
-        if self.order == 5 and weight_shape in _PAPER_SHAPES:
-            return tnmpo.MPOShape(*_PAPER_SHAPES[weight_shape])
+        if self.order == 5 and weight_shape in PAPER_SHAPES:
+            return tnmpo.MPOShape(*PAPER_SHAPES[weight_shape])
         rows, cols = weight_shape
         return tnmpo.plan_shape((tnmpo.padded_size(rows, self.order) if is_embedding else rows, cols), self.order)
 

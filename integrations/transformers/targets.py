@@ -12,7 +12,8 @@ from dataclasses import dataclass
 from torch import Tensor, nn
 
 from ..torch import MPOLayer
-from .config import TARGETS_OF_ARCHITECTURE, MPOConfig
+from .config import MPOConfig
+from .presets import TARGETS_OF_ARCHITECTURE
 
 logger = logging.getLogger(__name__)
 

