@@ -20,6 +20,7 @@ from tnmpo.integrations.transformers import (
     freeze_central,
     load,
     merge,
+    parameter_report,
     save,
     squeeze,
 )
@@ -80,7 +81,11 @@ def test_a_model_comes_back_bit_for_bit(kind, settings, frozen, tmp_path):
     other = load(tmp_path / "model")
     assert not other.training
     assert_same(model, other)
-    assert sorted(path.name for path in (tmp_path / "model").iterdir()) == ["config.json", "model.safetensors"]
+    assert sorted(path.name for path in (tmp_path / "model").iterdir()) == [
+        "README.md",
+        "config.json",
+        "model.safetensors",
+    ]
     assert [path.name for path in tmp_path.iterdir()] == ["model"]
     if "masked" in kind:
         assert other.get_input_embeddings().cores[0] is other.get_output_embeddings().cores[0]
@@ -113,14 +118,17 @@ def test_half_precision(kind, tmp_path):
     assert_same(model, load(tmp_path))
 
 
-def test_a_dense_model_and_a_merged_one(tmp_path):
+def test_a_dense_model_and_a_merged_one_are_those_of_transformers(tmp_path):
     model = MODELS["bert masked"]()
     save(model, tmp_path / "dense")
-    assert_same(model, load(tmp_path / "dense"))
+    assert_same(model, type(model).from_pretrained(tmp_path / "dense"))
     compress(model, MPOConfig(ratio=0.5))
     merge(model)
     save(model, tmp_path / "merged")
-    assert_same(model, load(tmp_path / "merged"))
+    for folder in ("dense", "merged"):
+        assert not is_checkpoint(tmp_path / folder)
+        assert sorted(path.name for path in (tmp_path / folder).iterdir()) == ["config.json", "model.safetensors"]
+    assert_same(model, type(model).from_pretrained(tmp_path / "merged"))
 
 
 def test_a_compressed_model_in_training_mode_is_saved_as_it_is(tmp_path):
@@ -132,7 +140,9 @@ def test_a_compressed_model_in_training_mode_is_saved_as_it_is(tmp_path):
 
 
 def test_loading_draws_no_random_numbers_that_the_caller_would_miss(tmp_path):
-    save(MODELS["albert"](), tmp_path)
+    model = MODELS["albert"]()
+    compress(model, MPOConfig())
+    save(model, tmp_path)
     torch.manual_seed(5)
     expected = torch.rand(3)
     torch.manual_seed(5)
@@ -164,7 +174,7 @@ def test_the_folder_holds_no_pickle(tmp_path):
     save(model, tmp_path, word_tokenizer())
     names = {path.name for path in tmp_path.iterdir()}
     assert {"config.json", "model.safetensors", "tokenizer.json"} <= names
-    assert {path.suffix for path in tmp_path.iterdir()} <= {".json", ".safetensors", ".jinja"}
+    assert {path.suffix for path in tmp_path.iterdir()} <= {".json", ".safetensors", ".jinja", ".md"}
     for path in tmp_path.glob("*.json"):
         json.loads(path.read_text(encoding="utf-8"))
 
@@ -215,9 +225,41 @@ def test_an_interrupted_first_save_leaves_nothing(tmp_path):
 
 def test_other_files_in_the_folder_are_kept(tmp_path):
     (tmp_path / "notes.txt").write_text("mine")
-    save(MODELS["albert"](), tmp_path)
+    (tmp_path / "logs").mkdir()
+    (tmp_path / "logs" / "run.txt").write_text("run")
+    model = MODELS["albert"]()
+    compress(model, MPOConfig())
+    save(model, tmp_path)
     assert (tmp_path / "notes.txt").read_text() == "mine"
+    assert (tmp_path / "logs" / "run.txt").read_text() == "run"
     assert is_checkpoint(tmp_path)
+
+
+def test_weights_of_an_earlier_save_do_not_stay(tmp_path):
+    model = MODELS["albert"]()
+    compress(model, MPOConfig())
+    save(model, tmp_path, max_shard_size="2KB")
+    assert len(list(tmp_path.glob("*.safetensors"))) > 1
+    save(model, tmp_path)
+    assert [path.name for path in tmp_path.glob("*.safetensors*")] == ["model.safetensors"]
+    assert_same(model, load(tmp_path))
+
+
+def test_the_card_names_the_import_and_one_that_was_rewritten_stays(tmp_path):
+    model = MODELS["albert classifier"]()
+    compress(model, MPOConfig(ratio=0.5))
+    save(model, tmp_path)
+    card = (tmp_path / "README.md").read_text()
+    assert "import tnmpo.integrations.transformers" in card
+    assert "AlbertForSequenceClassification.from_pretrained" in card
+    assert f"{parameter_report(model).total:,} parameters" in card
+    assert f"dense form {parameter_report(MODELS['albert classifier']()).total:,}" in card
+    merge_counts = card.count("tnmpo")
+    save(model, tmp_path)
+    assert (tmp_path / "README.md").read_text().count("tnmpo") == merge_counts
+    (tmp_path / "README.md").write_text("my own words")
+    save(model, tmp_path)
+    assert (tmp_path / "README.md").read_text() == "my own words"
 
 
 def test_others_may_read_a_new_folder_as_far_as_the_umask_lets_them(tmp_path):
@@ -243,13 +285,12 @@ def saved(tmp_path):
 
 def rewrite(folder, change):
     """Change the tensors, and the description, of a checkpoint."""
-    path = str(folder / "model.safetensors")
+    path, config = str(folder / "model.safetensors"), json.loads((folder / "config.json").read_text())
     with safe_open(path, framework="pt") as file:
-        metadata = file.metadata()
         tensors = {name: file.get_tensor(name) for name in list(file.keys())}
-    description = json.loads(metadata["tnmpo"])
-    change(tensors, description)
-    save_file(tensors, path, {**metadata, "tnmpo": json.dumps(description)})
+    change(tensors, config["quantization_config"])
+    save_file(tensors, path, {"format": "pt"})
+    (folder / "config.json").write_text(json.dumps(config))
 
 
 def core_of(tensors):
@@ -279,8 +320,10 @@ def test_a_misshapen_core_is_refused(saved):
 
 
 def test_a_layer_that_the_model_does_not_have_is_refused(saved):
-    def change(_, description):
-        description["layers"]["encoder.odd"] = next(iter(description["layers"].values()))
+    def change(tensors, description):
+        name, entry = next(iter(description["layers"].items()))
+        description["layers"]["encoder.odd"] = entry
+        tensors |= {f"encoder.odd.cores.{site}": tensors[f"{name}.cores.{site}"].clone() for site in (0, 1)}
 
     rewrite(saved, change)
     with pytest.raises(ValueError, match=r"folder: .* describes the layer encoder\.odd, which a AlbertModel does not"):
@@ -291,7 +334,7 @@ def test_a_torn_file_is_refused(saved):
     path = saved / "model.safetensors"
     path.write_bytes(path.read_bytes()[:-100])
     for read in (load, open_model):
-        with pytest.raises(ValueError, match=r"folder: .*model\.safetensors is damaged"):
+        with pytest.raises(ValueError, match=r"folder: .*is damaged"):
             read(saved)
 
 

@@ -3,6 +3,7 @@
 from .calibration import Calibration, calibrate
 from .checkpoint import load, save
 from .config import MPOConfig
+from .quantizer import MPOQuantizer
 from .report import CompressionReport, ModuleReport, ParameterReport, parameter_report
 from .squeezing import SqueezeLog, SqueezeStep, squeeze
 from .surgery import absorb, compress, freeze_central, merge
@@ -11,6 +12,7 @@ __all__ = [
     "Calibration",
     "CompressionReport",
     "MPOConfig",
+    "MPOQuantizer",
     "ModuleReport",
     "ParameterReport",
     "SqueezeLog",

@@ -1,12 +1,7 @@
-"""Save a compressed model and load it again.
-
-A folder holds ``config.json`` and ``model.safetensors``; what the layers look like travels in the
-safetensors file's own metadata, so weights and description cannot come apart. Files are written beside and renamed.
-"""
+"""Save a compressed model and load it again, in transformers' own format, with a model card."""
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
 import tempfile
@@ -15,31 +10,34 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import torch
 import transformers
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_model, save_model
+from huggingface_hub import ModelCard, ModelCardData
+from safetensors import SafetensorError
 from torch import nn
 
-import tnmpo
+from .manifest import describe
+from .report import parameter_report
+from .targets import mpo_layers
 
-from ..torch import MPOEmbedding, MPOLayer, MPOLinear
-from .targets import mpo_layers, replace_module
-
-_WEIGHTS = "model.safetensors"
-_KEY = "tnmpo"
+_CARD = "README.md"
+_MARK = "<!-- written by tnmpo -->"
 
 
-def save(model: nn.Module, folder: str | Path, tokenizer: Any = None) -> None:
+def save(model: nn.Module, folder: str | Path, tokenizer: Any = None, **options: Any) -> None:
     """Write a model of transformers, compressed or dense, into a folder.
+
+    Stock ``save_pretrained`` writes the same files; this adds a model card, which says what a reload needs, and
+    replaces a whole folder at once: it is written beside and renamed.
 
     Parameters
     ----------
     model : PreTrainedModel
     folder : str or Path
-        Made where it is missing; files of an earlier save are replaced, the weights last.
+        Made where it is missing. The weights of an earlier save go, other files stay.
     tokenizer : transformers tokenizer, optional
         Saved beside.
+    **options
+        Of ``save_pretrained``, e.g. ``max_shard_size``.
 
     Raises
     ------
@@ -51,71 +49,70 @@ def save(model: nn.Module, folder: str | Path, tokenizer: Any = None) -> None:
             f"model: got {type(model).__name__}, expected a model of transformers; "
             "save others with safetensors.torch.save_model"
         )
-    model.config.architectures = [type(model).__name__]
-    with _written_beside(Path(folder)) as part:
-        model.config.save_pretrained(part)
+    with written_beside(Path(folder)) as part:
+        model.save_pretrained(part, **options)
+        for file in part.iterdir():
+            shutil.copymode(part / "config.json", file)  # safetensors lets only the owner read its files
         if tokenizer is not None:
             tokenizer.save_pretrained(part)
-        save_model(model, str(part / _WEIGHTS), metadata={"format": "pt", _KEY: json.dumps(_describe(model))})
-        shutil.copymode(part / "config.json", part / _WEIGHTS)  # safetensors lets only the owner read its files
+        if any(True for _ in mpo_layers(model)):
+            _model_card(model).save(part / _CARD)
 
 
-def load(folder: str | Path, **config_overrides: Any) -> Any:
-    """Read back what ``save`` wrote, bit for bit, in evaluation mode.
+def load(folder: str | Path, **options: Any) -> Any:
+    """Read back what ``save`` or ``save_pretrained`` wrote of a compressed model, bit for bit, and check it.
 
     Parameters
     ----------
     folder : str or Path
-    **config_overrides
-        Attributes of the configuration, e.g. ``attn_implementation``.
+        Or the name of a compressed model on the Hugging Face hub.
+    **options
+        Of ``from_pretrained``, e.g. ``dtype`` or ``attn_implementation``.
 
     Returns
     -------
     PreTrainedModel
-        Of the class that was saved.
+        Of the class that was saved, in evaluation mode.
 
     Raises
     ------
     ValueError
-        If the folder holds no such checkpoint, or its weights do not fit its description.
+        If the folder holds no compressed model, or its weights are not exactly those of its layers.
     """
-    folder = Path(folder)
-    description = _read_description(folder)
-    if description is None:
+    if not is_checkpoint(folder):
         raise ValueError(
             f"folder: {folder} holds no model that tnmpo saved; for others use transformers' from_pretrained"
         )
-    config = transformers.AutoConfig.from_pretrained(folder, **config_overrides)
-    with torch.random.fork_rng(devices=[]):  # the first weights are drawn, only to be replaced
-        model = _class_named(config.architectures[0])(config)
-    modules = dict(model.named_modules())
-    for name, entry in description["layers"].items():
-        if name not in modules:
-            raise ValueError(
-                f"folder: {folder} describes the layer {name}, which a {type(model).__name__} does not have"
-            )
-        layer = _build(entry)
-        if isinstance(layer, MPOLinear) and layer.bias is not None:
-            layer.bias = modules[name].bias  # the parameter itself: heads share theirs with the model
-        if entry["tied_to"]:
-            layer.cores = modules[entry["tied_to"]].cores
-        replace_module(model, modules[name], layer)
-        modules[name] = layer
-    model.to(getattr(torch, description["dtype"]))
+    config = transformers.AutoConfig.from_pretrained(folder)
+    cls = _class_named((config.architectures or ["none"])[0])
     try:
-        load_model(model, str(folder / _WEIGHTS), strict=True)
-    except RuntimeError as error:
+        model, info = cls.from_pretrained(folder, output_loading_info=True, **options)
+    except SafetensorError as error:
+        raise ValueError(f"folder: a file of weights in {folder} is damaged ({error}); save the model anew") from error
+    except (RuntimeError, ValueError, OSError) as error:
         reason = " ".join(str(error).split())
         raise ValueError(f"folder: the weights in {folder} do not fit their description: {reason}") from error
-    for name, entry in description["layers"].items():
-        for core, trainable in zip(modules[name].cores, entry["trainable"], strict=True):
-            core.requires_grad_(trainable)
-    return model.eval()
+    absent = config.quantization_config["layers"].keys() - describe(model).keys()
+    if absent:
+        raise ValueError(
+            f"folder: {folder} describes the layer {min(absent)}, which a {cls.__name__} does not have; save it anew"
+        )
+    wrong = {name: sorted(keys) for name, keys in info.items() if keys}
+    if wrong:
+        raise ValueError(
+            f"folder: the weights in {folder} do not fit their description: "
+            + "; ".join(f"{name.replace('_', ' ')} {', '.join(map(str, keys[:5]))}" for name, keys in wrong.items())
+        )
+    return model
 
 
 def is_checkpoint(folder: str | Path) -> bool:
-    """Whether a folder holds a model that ``save`` wrote."""
-    return _read_description(Path(folder)) is not None
+    """Whether a folder (or a model on the hub) is a compressed one."""
+    try:
+        values, _ = transformers.PreTrainedConfig.get_config_dict(folder)
+    except (OSError, ValueError):
+        return False
+    return (values.get("quantization_config") or {}).get("quant_method") == "mpo"
 
 
 def write_text(path: str | Path, text: str) -> None:
@@ -127,8 +124,11 @@ def write_text(path: str | Path, text: str) -> None:
 
 
 @contextmanager
-def _written_beside(folder: Path) -> Iterator[Path]:
-    """A temporary folder whose files move to ``folder`` when all are complete."""
+def written_beside(folder: Path) -> Iterator[Path]:
+    """A temporary folder that takes the place of ``folder`` when all its files are complete.
+
+    Files of the old folder that are neither weights nor written again move along.
+    """
     folder.parent.mkdir(parents=True, exist_ok=True)
     outer = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
     part = outer / "part"  # with the usual permissions: the outer one is its owner's alone
@@ -136,15 +136,30 @@ def _written_beside(folder: Path) -> Iterator[Path]:
         part.mkdir()
         yield part
         if folder.exists():
-            for file in sorted(part.iterdir(), key=lambda file: file.name == _WEIGHTS):
-                os.replace(file, folder / file.name)
-        else:
-            os.replace(part, folder)
+            for file in folder.iterdir():
+                if not _is_replaced(file, part):
+                    _copy(file, part / file.name)
+            os.replace(folder, outer / "old")
+        os.replace(part, folder)
     finally:
         shutil.rmtree(outer, ignore_errors=True)
 
 
-def _class_named(name: str) -> type[transformers.PreTrainedModel]:
+def _is_replaced(file: Path, part: Path) -> bool:
+    if file.name == _CARD and (part / _CARD).exists():
+        return _MARK in file.read_text(encoding="utf-8")  # a card that somebody has rewritten is theirs
+    is_weights = ".safetensors" in file.name and file.is_file()
+    return is_weights or (part / file.name).exists()
+
+
+def _copy(file: Path, target: Path) -> None:
+    if file.is_dir():
+        shutil.copytree(file, target)
+    else:
+        shutil.copy2(file, target)
+
+
+def _class_named(name: str) -> Any:
     """The model class of transformers with that name; a file cannot name anything else."""
     found = getattr(transformers, name, None)
     if not (isinstance(found, type) and issubclass(found, transformers.PreTrainedModel)):
@@ -152,51 +167,34 @@ def _class_named(name: str) -> type[transformers.PreTrainedModel]:
     return found
 
 
-def _read_description(folder: Path) -> dict[str, Any] | None:
-    if not (folder / _WEIGHTS).is_file() or not (folder / "config.json").is_file():
-        return None
-    try:
-        with safe_open(str(folder / _WEIGHTS), framework="pt") as file:
-            text = (file.metadata() or {}).get(_KEY)
-    except SafetensorError as error:
-        raise ValueError(f"folder: {folder / _WEIGHTS} is damaged ({error}); save the model anew") from error
-    return None if text is None else json.loads(text)
+def _model_card(model: transformers.PreTrainedModel) -> ModelCard:
+    cls = type(model).__name__
+    counts = parameter_report(model)
+    layers = list(mpo_layers(model))
+    dense = counts.total + sum(
+        layer.weight_shape[0] * layer.weight_shape[1] - layer.mpo.n_parameters for _, layer, _ in layers
+    )
+    data = ModelCardData(library_name="transformers", tags=["tnmpo", "matrix-product-operator", "compression"])
+    return ModelCard(f"""---
+{data.to_yaml()}
+---
+{_MARK}
 
+# A compressed {cls}
 
-def _describe(model: nn.Module) -> dict[str, Any]:
-    names = {id(module): name for name, module in model.named_modules()}
-    layers = {}
-    for name, layer, tied in mpo_layers(model):
-        layers[name] = _describe_layer(layer, None)
-        layers.update({names[id(twin)]: _describe_layer(twin, name) for twin in tied})
-    return {"version": 1, "dtype": str(next(model.parameters()).dtype).rpartition(".")[2], "layers": layers}
+{len(layers)} weight matrices of this model are matrix product operators, made with tnmpo: the model has
+{counts.total:,} parameters, its dense form {dense:,}.
 
+**It needs the package `tnmpo` with its extra `transformers`, imported before the model is loaded.** Without the import,
+transformers only warns that it does not know the quantization type `mpo`, and gives the layers random weights.
 
-def _describe_layer(layer: MPOLayer, tied_to: str | None) -> dict[str, Any]:
-    return {
-        "kind": "linear" if isinstance(layer, MPOLinear) else "embedding",
-        "weight_shape": layer.weight_shape,
-        "rows": layer.shape.rows,
-        "cols": layer.shape.cols,
-        "ranks": layer.ranks,
-        "bias": getattr(layer, "bias", None) is not None,
-        "padding_idx": getattr(layer, "padding_idx", None),
-        "trainable": [core.requires_grad for core in layer.cores],
-        "execution": getattr(layer, "execution", None),
-        "cache": layer.cache,
-        "tied_to": tied_to,
-    }
+```python
+import tnmpo.integrations.transformers  # without this line the weights would be random
+from transformers import {cls}
 
+model = {cls}.from_pretrained("path/of/this/folder")
+```
 
-def _build(entry: dict[str, Any]) -> MPOLayer:
-    """The layer of a description, its cores still empty."""
-    ranks = entry["ranks"]
-    shapes = zip(ranks, entry["rows"], entry["cols"], ranks[1:], strict=False)
-    mpo = tnmpo.MPO([torch.zeros(shape) for shape in shapes])
-    rows, cols = entry["weight_shape"]
-    cache = entry.get("cache", True)  # files of before have no such entries
-    if entry["kind"] == "linear":
-        bias = torch.zeros(rows) if entry["bias"] else None
-        execution = entry.get("execution", "auto")
-        return MPOLinear(mpo, bias, in_features=cols, out_features=rows, execution=execution, cache=cache)
-    return MPOEmbedding(mpo, num_embeddings=rows, embedding_dim=cols, padding_idx=entry["padding_idx"], cache=cache)
+`tnmpo.integrations.transformers.load(folder)` does the same and checks that every weight was found;
+`tnmpo.integrations.transformers.merge(model)` gives the dense model.
+""")

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import copy
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
+
+from transformers.utils.quantization_config import QuantizationConfigMixin
 
 import tnmpo
 
@@ -16,9 +19,11 @@ _ALLOTMENTS = ("model", "module")
 _EXECUTIONS = ("auto", "dense", "factored")
 
 
-@dataclass(frozen=True)
-class MPOConfig:
-    """How to compress a model.
+@dataclass(kw_only=True)
+class MPOConfig(QuantizationConfigMixin):
+    """How to compress a model; also what transformers knows as a quantization config.
+
+    ``AutoModel.from_pretrained(name, quantization_config=MPOConfig(ratio=0.5))`` compresses on load.
 
     At most one of ``ratio``, ``rank`` and ``tol`` sets the budget. None of them means interleaved
     MPOs at full rank: lossless, a little larger than dense, for lightweight fine-tuning.
@@ -50,6 +55,10 @@ class MPOConfig:
         change: the time of a dense layer, for up to its memory. Low-rank layers need none.
     execution : {"auto", "dense", "factored"}
         How linear layers multiply, see ``MPOLinear``; ``auto`` takes what costs less.
+    layers : dict, optional
+        What the layers of a compressed checkpoint look like, by name; written when a model is saved, not by hand.
+    quant_method : str
+        ``"mpo"``, the name in transformers' registry.
 
     Raises
     ------
@@ -72,6 +81,8 @@ class MPOConfig:
     allot: str = "model"
     cache: bool = True
     execution: str = "auto"
+    layers: dict[str, Any] | None = None
+    quant_method: str = "mpo"  # type: ignore[assignment]
 
     def __post_init__(self) -> None:
         budgets = [name for name in ("ratio", "rank", "tol") if getattr(self, name) is not None]
@@ -114,7 +125,7 @@ class MPOConfig:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, for a JSON file."""
-        return asdict(self)
+        return copy.deepcopy(asdict(self))
 
 
 def _check_number(value: Any, name: str, wanted: str, fits: Any) -> None:

@@ -10,11 +10,20 @@ import transformers
 from torch import nn
 
 from .checkpoint import is_checkpoint, load
+from .quantizer import attach
 from .tasks import Task
+
+_HEADS = {  # the heads that are kept, by the end of the class's name
+    "ForSequenceClassification": transformers.AutoModelForSequenceClassification,
+    "ForCausalLM": transformers.AutoModelForCausalLM,
+    "LMHeadModel": transformers.AutoModelForCausalLM,
+}
 
 
 def open_model(name: str | Path) -> Any:
-    """A model that ``save`` wrote, or any of transformers, as the class it was saved from.
+    """A compressed model as the class it was saved from, or any of transformers.
+
+    A dense model keeps a head for classification or for causal language modelling, and comes without one else.
 
     Parameters
     ----------
@@ -30,8 +39,10 @@ def open_model(name: str | Path) -> Any:
         return load(name)
     try:
         config = transformers.AutoConfig.from_pretrained(name)
-        classify = any(entry.endswith("ForSequenceClassification") for entry in config.architectures or ())
-        auto = transformers.AutoModelForSequenceClassification if classify else transformers.AutoModel
+        auto: Any = transformers.AutoModel
+        for ending, with_head_of in _HEADS.items():
+            if any(entry.endswith(ending) for entry in config.architectures or ()):
+                auto = with_head_of
         return auto.from_pretrained(name)
     except (OSError, ValueError) as error:
         raise ValueError(
@@ -64,7 +75,7 @@ def with_head(model: Any, task: Task, *, seed: int = 0) -> Any:
     ValueError
         If the model has a head of another size.
     """
-    if hasattr(model, "classifier"):
+    if type(model).__name__.endswith("ForSequenceClassification"):
         if model.config.num_labels != task.n_labels:
             raise ValueError(
                 f"model: its head has {model.config.num_labels} labels, task {task.name!r} {task.n_labels}; "
@@ -78,6 +89,8 @@ def with_head(model: Any, task: Task, *, seed: int = 0) -> Any:
         torch.manual_seed(seed)
         headed: nn.Module = transformers.AutoModelForSequenceClassification.from_config(config)
     setattr(headed, headed.base_model_prefix, model)  # type: ignore[arg-type]
+    if getattr(model, "hf_quantizer", None) is not None:
+        attach(headed, model.hf_quantizer.quantization_config, model.hf_quantizer.report)
     return headed.train(model.training)
 
 

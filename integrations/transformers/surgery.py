@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator
 from typing import TypeVar
 
 from torch import nn
+from transformers.pytorch_utils import Conv1D
 from transformers.utils import logging as transformers_logging
 
 import tnmpo
@@ -13,7 +15,10 @@ import tnmpo
 from ..torch import MPOEmbedding, MPOLayer, MPOLinear
 from .calibration import Calibration
 from .config import MPOConfig
+from .conv1d import MPOConv1D
+from .manifest import retie
 from .planning import decompose, plan_model
+from .quantizer import attach, check_is_free, detach
 from .report import CompressionReport, ModuleReport, uncovered_weights
 from .targets import Target, find_targets, replace_module, require_mpo_layers
 
@@ -44,6 +49,9 @@ def compress(model: nn.Module, config: MPOConfig, calibration: Calibration | Non
 
     Notes
     -----
+    A model of transformers is afterwards written by its own ``save_pretrained``, and read by ``from_pretrained``
+    wherever ``tnmpo.integrations.transformers`` is imported; the report stays at ``model.hf_quantizer.report``.
+
     A weight that several modules share (ALBERT's layers, a tied decoder) is compressed once and stays shared. Frozen
     or trainable: every core is trainable afterwards; ``freeze_central`` prepares fine-tuning.
 
@@ -53,6 +61,7 @@ def compress(model: nn.Module, config: MPOConfig, calibration: Calibration | Non
     """
     if not isinstance(config, MPOConfig):
         raise TypeError(f"config: got {type(config).__name__}, expected an MPOConfig such as MPOConfig(ratio=0.5)")
+    check_is_free(model)
     targets = find_targets(model, config)
     if calibration is not None and not any(calibration.weight(target.name) for target in targets):
         raise ValueError(
@@ -68,7 +77,9 @@ def compress(model: nn.Module, config: MPOConfig, calibration: Calibration | Non
         reports.append(ModuleReport.compressed(plan.target, mpo, error, config, weighted=plan.metric is not None))
     for target, mpo in _taken(replacements):
         _install(model, target, mpo, config)
-    return CompressionReport(tuple(reports), uncovered, sum(p.numel() for p in model.parameters()))
+    report = CompressionReport(tuple(reports), uncovered, sum(p.numel() for p in model.parameters()))
+    attach(model, copy.deepcopy(config), report)
+    return report
 
 
 def freeze_central(model: nn.Module) -> None:
@@ -88,6 +99,7 @@ def freeze_central(model: nn.Module) -> None:
         for site, core in enumerate(layer.cores):
             core.requires_grad_(site in layer.auxiliary)
         share_cores(layer, tied)
+    retie(model)
 
 
 def absorb(model: nn.Module) -> None:
@@ -101,12 +113,13 @@ def absorb(model: nn.Module) -> None:
     for _, layer, tied in require_mpo_layers(model, "absorb"):
         layer.absorb_bond_core_()
         share_cores(layer, tied)
+    retie(model)
 
 
 def merge(model: nn.Module) -> nn.Module:
     """Replace every MPO layer by the dense one with the same weight, in place; returns the model.
 
-    Tied weights stay tied.
+    Tied weights stay tied. A model of transformers is then saved and loaded as any other.
 
     Raises
     ------
@@ -120,6 +133,7 @@ def merge(model: nn.Module) -> nn.Module:
             other = _to_dense(twin)
             other.weight = dense.weight
             replace_module(model, twin, other)
+    detach(model)
     return model
 
 
@@ -157,12 +171,14 @@ def _install(model: nn.Module, target: Target, mpo: tnmpo.MPO, config: MPOConfig
                 cache=config.cache,
             )
         else:
-            assert isinstance(module, nn.Linear)
-            layer = MPOLinear(
+            assert isinstance(module, nn.Linear | Conv1D)
+            rows, cols = target.weight.shape
+            kind = MPOConv1D if isinstance(module, Conv1D) else MPOLinear
+            layer = kind(
                 mpo,
                 module.bias,
-                in_features=module.in_features,
-                out_features=module.out_features,
+                in_features=cols,
+                out_features=rows,
                 execution=config.execution,
                 cache=config.cache,
             )
@@ -175,9 +191,13 @@ def _install(model: nn.Module, target: Target, mpo: tnmpo.MPO, config: MPOConfig
         replace_module(model, module, layer)
 
 
-def _to_dense(layer: MPOLayer) -> nn.Linear | nn.Embedding:
+def _to_dense(layer: MPOLayer) -> nn.Linear | nn.Embedding | Conv1D:
     assert isinstance(layer, MPOLinear | MPOEmbedding)
-    dense = layer.to_linear() if isinstance(layer, MPOLinear) else layer.to_embedding()
+    dense: nn.Linear | nn.Embedding | Conv1D
+    if isinstance(layer, MPOConv1D):
+        dense = layer.to_conv1d()
+    else:
+        dense = layer.to_linear() if isinstance(layer, MPOLinear) else layer.to_embedding()
     if isinstance(layer, MPOLinear) and layer.bias is not None:
         dense.bias = layer.bias
     return dense.train(layer.training)

@@ -1,0 +1,174 @@
+"""The adapter between transformers' loading and saving and a compressed model: ``quant_method = "mpo"``."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+import transformers
+from safetensors import safe_open
+from torch import nn
+from transformers.quantizers.auto import register_quantization_config, register_quantizer
+from transformers.quantizers.base import HfQuantizer
+
+from .config import MPOConfig
+from .manifest import Entry, describe, install, retie, set_trainable
+from .report import CompressionReport
+from .targets import mpo_layers
+
+register_quantization_config("mpo")(MPOConfig)
+
+
+@register_quantizer("mpo")
+class MPOQuantizer(HfQuantizer):
+    """Compresses on load, rebuilds a saved model's layers, and keeps the manifest true when it is saved.
+
+    Attributes
+    ----------
+    quantization_config : MPOConfig
+    report : CompressionReport or None
+        What ``compress`` did; None on a model that was loaded compressed.
+    """
+
+    quantization_config: MPOConfig
+    report: CompressionReport | None = None
+
+    def validate_environment(self, *args: Any, device_map: Any = None, **kwargs: Any) -> None:
+        places = set(device_map.values()) if isinstance(device_map, dict) else set()
+        if not self.pre_quantized and "disk" in places:
+            raise ValueError(
+                "device_map: got one that leaves weights on disk, which cannot be compressed on load; "
+                "compress the checkpoint with compress_checkpoint, then load it"
+            )
+
+    def _process_model_before_weight_loading(
+        self, model: Any, checkpoint_files: list[str] | None = None, **kwargs: Any
+    ) -> None:
+        if self.pre_quantized:
+            if not self.quantization_config.layers:
+                raise ValueError(
+                    "quantization_config: config.json says that the model is compressed, but describes no layers; "
+                    "save it again with save_pretrained"
+                )
+            _check_files(self.quantization_config.layers, checkpoint_files or [])
+            install(model, self.quantization_config.layers)
+
+    def _process_model_after_weight_loading(self, model: Any, **kwargs: Any) -> None:
+        if self.pre_quantized:
+            _check_filled(model)
+            set_trainable(model, self.quantization_config.layers or {})
+            attach(model, self.quantization_config)
+        else:
+            from .surgery import compress  # which attaches this class
+
+            compress(model, self.quantization_config)
+
+    def get_state_dict_and_metadata(self, model: Any) -> tuple[None, dict[str, str]]:
+        """Called when the model is saved, before its configuration is written."""
+        retie(model)
+        self.quantization_config.layers = describe(model)
+        model.config.quantization_config = self.quantization_config
+        return None, {}
+
+    def _dequantize(self, model: Any, dtype: torch.dtype | None = None) -> Any:
+        from .surgery import merge
+
+        return merge(model).to(dtype) if dtype is not None else merge(model)
+
+    def is_serializable(self) -> bool:
+        return True
+
+    @property
+    def is_trainable(self) -> bool:
+        return True
+
+    @property
+    def is_qat_trainable(self) -> bool:
+        return True
+
+    @property
+    def is_compileable(self) -> bool:
+        return True
+
+
+def check_is_free(model: nn.Module) -> None:
+    """Refuse a model that another quantizer of transformers holds.
+
+    Raises
+    ------
+    ValueError
+        If there is one.
+    """
+    for module in _transformers_models(model):
+        other = getattr(module, "hf_quantizer", None)
+        if other is not None and not isinstance(other, MPOQuantizer):
+            method = other.quantization_config.quant_method
+            raise ValueError(
+                f"model: got a {type(model).__name__} quantized with {getattr(method, 'value', method)!r}; "
+                "compress the dense model, or dequantize() this one first"
+            )
+
+
+def attach(model: nn.Module, config: MPOConfig, report: CompressionReport | None = None) -> None:
+    """Let stock ``save_pretrained`` write a compressed model, or the base model inside it, so that it can be loaded."""
+    quantizer = MPOQuantizer(config, pre_quantized=True)
+    quantizer.report = report
+    for module in _transformers_models(model):
+        module.hf_quantizer = quantizer
+        module.config.quantization_config = config
+        module.quantization_method = "mpo"
+        module.is_quantized = False  # else .half() and .float() would be refused
+    retie(model)
+
+
+def detach(model: nn.Module) -> None:
+    """Make a merged model one of transformers' own again."""
+    for module in _transformers_models(model):
+        for name in ("hf_quantizer", "quantization_method", "is_quantized"):
+            module.__dict__.pop(name, None)
+        module.config.__dict__.pop("quantization_config", None)
+        module.config.__dict__.pop("_is_quantized", None)
+    retie(model)
+
+
+def _transformers_models(model: nn.Module) -> list[Any]:
+    return [module for module in model.modules() if isinstance(module, transformers.PreTrainedModel)]
+
+
+def _check_files(layers: Mapping[str, Entry], files: Sequence[str]) -> None:
+    """Refuse, before anything is loaded, a checkpoint whose cores are not those of the manifest."""
+    if not files or not all(file.endswith(".safetensors") for file in files):
+        return  # another format, or a state dict: what stays empty is found after loading
+    shapes: dict[str, list[int]] = {}
+    for path in files:
+        with safe_open(path, framework="pt") as file:
+            shapes.update({name: file.get_slice(name).get_shape() for name in file.keys()})  # noqa: SIM118
+    for layer, entry in layers.items():
+        if entry["tied_to"]:
+            continue
+        ranks = entry["ranks"]
+        wanted = zip(ranks, entry["rows"], entry["cols"], ranks[1:], strict=False)
+        for site, shape in enumerate(map(list, wanted)):
+            name = f"{layer}.cores.{site}"
+            if name not in shapes:
+                raise ValueError(f"the checkpoint lacks the core {name} of shape {shape}; save the model anew")
+            if shapes[name] != shape:
+                raise ValueError(
+                    f"the checkpoint has the core {name} with shape {shapes[name]}, its config.json says {shape}; "
+                    "save the model anew"
+                )
+
+
+def _check_filled(model: nn.Module) -> None:
+    empty = [
+        f"{name}.cores.{site}"
+        for name, layer, _ in mpo_layers(model)
+        for site, core in enumerate(layer.cores)
+        if core.is_meta or not getattr(core, "_is_hf_initialized", False)
+    ]
+    if empty:
+        raise ValueError(
+            f"the checkpoint lacks {len(empty)} cores of its layers: {', '.join(empty[:3])}"
+            f"{', ...' if len(empty) > 3 else ''}; save the model anew"
+        )

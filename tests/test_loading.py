@@ -1,0 +1,299 @@
+"""Compressed models in transformers' own ``save_pretrained`` and ``from_pretrained``."""
+
+from __future__ import annotations
+
+import copy
+import json
+import pickle
+import subprocess
+import sys
+
+import pytest
+import torch
+import transformers
+from safetensors import safe_open
+from tiny import albert, answer, batch, bert
+from tnmpo.integrations.transformers import (
+    MPOConfig,
+    MPOQuantizer,
+    absorb,
+    compress,
+    freeze_central,
+    load,
+    merge,
+    parameter_report,
+    save,
+    squeeze,
+)
+from tnmpo.integrations.transformers.models import with_head
+from tnmpo.integrations.transformers.targets import mpo_layers
+from tnmpo.integrations.transformers.tasks import get_task
+
+LOSSLESS = {}
+LOW_RANK = {"ratio": 0.5, "shape": "low_rank"}
+MODELS = {
+    "albert classifier": lambda **settings: albert("AlbertForSequenceClassification", **settings),
+    "albert masked": lambda **settings: albert("AlbertForMaskedLM", **settings),
+    "bert": lambda **settings: bert(**settings),
+    "bert masked": lambda **settings: bert("BertForMaskedLM", **settings),
+    "bert tokens": lambda **settings: bert("BertForTokenClassification", **settings),
+}
+
+
+def assert_equal(model, other):
+    ours, theirs = dict(model.named_parameters()), dict(other.named_parameters())
+    assert list(ours) == list(theirs)
+    assert all(torch.equal(theirs[name], value) for name, value in ours.items())
+    assert torch.equal(answer(other), answer(model))
+
+
+def shapes(model):
+    return {name: value.shape for name, value in model.state_dict().items()}
+
+
+def base_of(model):
+    return getattr(model, model.base_model_prefix, model)
+
+
+@pytest.mark.parametrize("settings", [LOSSLESS, LOW_RANK], ids=["lossless", "low rank"])
+@pytest.mark.parametrize("kind", MODELS)
+def test_stock_saving_and_loading_is_bit_identical(kind, settings, tmp_path):
+    model = MODELS[kind]()
+    compress(model, MPOConfig(**settings))
+    freeze_central(model)
+    model.save_pretrained(tmp_path)
+    assert {path.name for path in tmp_path.iterdir()} == {"config.json", "model.safetensors"}
+    other, info = type(model).from_pretrained(tmp_path, output_loading_info=True)
+    assert not any(info.values())
+    assert_equal(model, other)
+    assert parameter_report(other) == parameter_report(model)  # frozen cores are frozen again
+    assert not other.training
+    assert_equal(other, load(tmp_path))
+
+
+@pytest.mark.parametrize("kind", MODELS)
+def test_what_changed_after_compression_is_what_is_saved(kind, tmp_path):
+    model = MODELS[kind]()
+    compress(model, MPOConfig(ratio=0.8, shape="low_rank"))
+    freeze_central(model)
+    squeeze(model, lambda _: 1.0, lambda _: None, max_drop=0.0, max_steps=3)
+    absorb(model)
+    model.save_pretrained(tmp_path)
+    other = type(model).from_pretrained(tmp_path)
+    assert_equal(model, other)
+    other.save_pretrained(tmp_path / "again")
+    assert_equal(model, type(model).from_pretrained(tmp_path / "again"))
+
+
+def test_a_sharded_checkpoint(tmp_path):
+    model = MODELS["bert masked"]()
+    compress(model, MPOConfig())
+    model.save_pretrained(tmp_path, max_shard_size="4KB")
+    assert len(list(tmp_path.glob("model-*.safetensors"))) > 2
+    assert_equal(model, transformers.AutoModelForMaskedLM.from_pretrained(tmp_path))
+
+
+def test_half_precision_and_another_dtype_on_load(tmp_path):
+    model = MODELS["albert classifier"]().to(torch.bfloat16)
+    compress(model, MPOConfig(**LOW_RANK))
+    model.save_pretrained(tmp_path)
+    other = type(model).from_pretrained(tmp_path)
+    assert {parameter.dtype for parameter in other.parameters()} == {torch.bfloat16}
+    assert_equal(model, other)
+    wide = type(model).from_pretrained(tmp_path, dtype=torch.float32)
+    assert {parameter.dtype for parameter in wide.parameters()} == {torch.float32}
+    assert_equal(copy.deepcopy(model).float(), wide)
+    assert wide.half().dtype == torch.float16  # as any model of transformers
+
+
+@pytest.mark.parametrize("settings", [LOSSLESS, LOW_RANK], ids=["lossless", "low rank"])
+def test_other_heads_and_the_bare_model(settings, tmp_path):
+    model = MODELS["bert masked"]()
+    compress(model, MPOConfig(**settings))
+    freeze_central(model)
+    model.save_pretrained(tmp_path / "masked")
+    bare = transformers.AutoModel.from_pretrained(tmp_path / "masked", add_pooling_layer=False)
+    assert torch.equal(answer(bare), answer(base_of(model)))
+    classifier = transformers.AutoModelForSequenceClassification.from_pretrained(tmp_path / "masked", num_labels=3)
+    assert answer(classifier).shape == (4, 3)
+    layer = next(iter(mpo_layers(classifier)))[1]
+    assert not layer.cores[layer.central[0]].requires_grad
+    bare.save_pretrained(tmp_path / "bare")
+    masked = transformers.AutoModelForMaskedLM.from_pretrained(tmp_path / "bare")
+    decoder, embedding = masked.get_output_embeddings(), masked.get_input_embeddings()
+    # the bare model had no decoder: it shares the embedding's cores, as it would share its weight
+    assert all(a is b for a, b in zip(decoder.cores, embedding.cores, strict=True))
+    assert torch.equal(answer(base_of(masked)), answer(bare))
+    masked.save_pretrained(tmp_path / "again")
+    assert_equal(masked, transformers.AutoModelForMaskedLM.from_pretrained(tmp_path / "again"))
+
+
+def test_the_base_model_inside_can_be_saved_alone(tmp_path):
+    model = MODELS["albert classifier"]()
+    compress(model, MPOConfig(**LOW_RANK))
+    model.albert.save_pretrained(tmp_path)
+    assert_equal(model.albert, transformers.AutoModel.from_pretrained(tmp_path))
+    model.save_pretrained(tmp_path / "whole")
+    assert_equal(model, type(model).from_pretrained(tmp_path / "whole"))
+
+
+def test_a_bare_model_put_under_a_head(tmp_path):
+    model = bert()
+    compress(model, MPOConfig(**LOW_RANK))
+    headed = with_head(model, get_task("sst2"))
+    headed.save_pretrained(tmp_path)
+    assert_equal(headed, transformers.AutoModelForSequenceClassification.from_pretrained(tmp_path))
+
+
+@pytest.mark.parametrize("kind", MODELS)
+def test_compression_on_load(kind, tmp_path):
+    model = MODELS[kind]()
+    model.save_pretrained(tmp_path / "dense")
+    other = type(model).from_pretrained(tmp_path / "dense", quantization_config=MPOConfig(**LOW_RANK))
+    report = compress(model, MPOConfig(**LOW_RANK))
+    assert other.hf_quantizer.report.to_dict() == report.to_dict()
+    assert_equal(model, other)
+    other.save_pretrained(tmp_path / "small")
+    assert_equal(model, type(model).from_pretrained(tmp_path / "small"))
+
+
+def test_tied_weights_are_stored_once_and_stay_tied_through_training(tmp_path):
+    model = MODELS["albert masked"]()
+    compress(model, MPOConfig())
+    freeze_central(model)
+    model.save_pretrained(tmp_path)
+    with safe_open(str(tmp_path / "model.safetensors"), framework="pt") as file:
+        assert not [name for name in file.keys() if "decoder.cores" in name]  # noqa: SIM118
+    other = type(model).from_pretrained(tmp_path)
+    assert other.get_output_embeddings().cores[0] is other.get_input_embeddings().cores[0]
+    other.tie_weights()
+    assert_equal(model, other)
+    optimiser = torch.optim.AdamW([p for p in other.parameters() if p.requires_grad], lr=0.1)
+    other(**batch(), labels=batch()["input_ids"]).loss.backward()
+    optimiser.step()
+    assert not torch.equal(answer(other), answer(model))
+    assert torch.equal(other.get_output_embeddings().weight, other.get_input_embeddings().weight)
+
+
+@pytest.mark.parametrize("kind", MODELS)
+def test_merge_and_dequantize_give_models_of_transformers(kind, tmp_path):
+    dense = MODELS[kind]()
+    model = MODELS[kind]()
+    compress(model, MPOConfig())
+    model.save_pretrained(tmp_path / "small")
+    loaded = type(model).from_pretrained(tmp_path / "small").dequantize()
+    assert merge(model) is model
+    for other in (model, loaded):
+        assert [type(module) for module in other.modules()] == [type(module) for module in dense.modules()]
+        assert {k: v.shape for k, v in other.state_dict().items()} == {
+            k: v.shape for k, v in dense.state_dict().items()
+        }
+        torch.testing.assert_close(answer(other), answer(dense), rtol=1e-4, atol=1e-4)
+        assert not hasattr(other.config, "quantization_config")
+        other.save_pretrained(tmp_path / "dense")
+        assert "quantization_config" not in json.loads((tmp_path / "dense" / "config.json").read_text())
+        assert_equal(other, type(dense).from_pretrained(tmp_path / "dense"))
+
+
+def test_copies_and_pickles_can_be_saved(tmp_path):
+    model = MODELS["bert masked"]()
+    compress(model, MPOConfig(**LOW_RANK))
+    for number, other in enumerate((copy.deepcopy(model), pickle.loads(pickle.dumps(model)))):
+        freeze_central(other)  # the original keeps two cores a layer
+        other.save_pretrained(tmp_path / str(number))
+        assert_equal(other, type(model).from_pretrained(tmp_path / str(number)))
+    model.save_pretrained(tmp_path)
+    assert_equal(model, type(model).from_pretrained(tmp_path))
+
+
+def test_the_config_survives_json():
+    config = MPOConfig(rank={"query": 3, "key": 2}, shape="interleaved", exclude_modules=["pooler"], order=3)
+    values = json.loads(config.to_json_string())
+    assert values["quant_method"] == "mpo"
+    assert MPOConfig.from_dict(values) == config
+    assert "MPOConfig" in repr(config)
+
+
+# --- what is refused
+
+
+@pytest.fixture
+def saved(tmp_path):
+    model = MODELS["albert classifier"]()
+    compress(model, MPOConfig(**LOW_RANK))
+    model.save_pretrained(tmp_path)
+    return tmp_path
+
+
+def change_config(folder, change):
+    config = json.loads((folder / "config.json").read_text())
+    change(config["quantization_config"])
+    (folder / "config.json").write_text(json.dumps(config))
+
+
+def change_ranks(quantization):
+    entry = next(entry for name, entry in quantization["layers"].items() if name.endswith("ffn"))
+    entry["ranks"] = [1, entry["ranks"][1] + 1, 1]
+
+
+def rename_layer(quantization):
+    layers = quantization["layers"]
+    layers["albert.nowhere"] = layers.pop(next(iter(layers)))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (change_ranks, r"the checkpoint has the core albert\..*ffn\.cores\.0 with shape \[.*\], its config\.json says"),
+        (rename_layer, r"the checkpoint lacks the core albert\.nowhere\.cores\.0"),
+        (lambda quantization: quantization.update(layers=None), r"describes no layers; save it again"),
+    ],
+)
+def test_missing_and_misshapen_cores_are_refused(saved, change, message):
+    change_config(saved, change)
+    with pytest.raises(ValueError, match=message):
+        transformers.AutoModelForSequenceClassification.from_pretrained(saved)
+
+
+def test_a_state_dict_without_a_core_is_refused(saved):
+    config = transformers.AutoConfig.from_pretrained(saved)
+    model = transformers.AlbertForSequenceClassification.from_pretrained(saved)
+    state = model.state_dict()
+    name = next(name for name in state if name.endswith("query.cores.1"))
+    del state[name]
+    with pytest.raises(ValueError, match=rf"lacks 1 cores of its layers: {name}"):
+        transformers.AlbertForSequenceClassification.from_pretrained(None, config=config, state_dict=state)
+
+
+def test_another_class_that_has_none_of_the_layers_is_refused(saved):
+    config = json.loads((saved / "config.json").read_text())
+    with pytest.raises(ValueError, match=r"none of which a BertModel has; load the class that was saved"):
+        transformers.BertModel.from_pretrained(
+            saved, config=transformers.BertConfig(quantization_config=config["quantization_config"])
+        )
+
+
+def test_a_model_of_another_quantizer_is_refused():
+    model = MODELS["bert"]()
+    model.hf_quantizer = type("Other", (), {"quantization_config": transformers.BitsAndBytesConfig()})()
+    with pytest.raises(ValueError, match=r"model: got a BertModel quantized with 'bitsandbytes'"):
+        compress(model, MPOConfig())
+    assert not list(mpo_layers(model))
+
+
+def test_weights_left_on_disk_cannot_be_compressed_on_load():
+    quantizer = MPOQuantizer(MPOConfig(), pre_quantized=False)
+    with pytest.raises(ValueError, match=r"device_map: got one that leaves weights on disk"):
+        quantizer.validate_environment(device_map={"bert": "disk"})
+
+
+def test_without_the_import_transformers_warns_and_the_card_says_so(saved):
+    save(load(saved), saved)
+    code = (
+        "import sys, transformers; m, info = transformers.AutoModelForSequenceClassification.from_pretrained("
+        "sys.argv[1], output_loading_info=True); print(len(info['missing_keys']) > 0)"
+    )
+    run = subprocess.run([sys.executable, "-c", code, str(saved)], capture_output=True, text=True, check=True)
+    assert run.stdout.strip() == "True"  # random weights
+    assert "Unknown quantization type, got mpo" in run.stderr
+    assert "import tnmpo.integrations.transformers" in (saved / "README.md").read_text()
