@@ -214,6 +214,20 @@ def test_the_config_survives_json():
     assert "MPOConfig" in repr(config)
 
 
+def test_a_vocabulary_can_be_resized_to_what_it_is_and_to_another_size_once_dense():
+    model = MODELS["bert masked"]()
+    compress(model, MPOConfig(**LOW_RANK))
+    model.resize_token_embeddings(61)
+    assert model.get_input_embeddings().num_embeddings == 61
+    with pytest.raises(TypeError, match="MPOEmbedding"):
+        model.resize_token_embeddings(70)
+    with pytest.raises(ValueError, match=r"num_embeddings: got 70, but the cores have 61 rows; merge"):
+        model.get_input_embeddings().num_embeddings = 70
+    merge(model).resize_token_embeddings(70)
+    compress(model, MPOConfig(**LOW_RANK))
+    assert model.get_input_embeddings().num_embeddings == 70
+
+
 # --- what is refused
 
 

@@ -126,6 +126,15 @@ class MPOEmbedding(MPOLayer):
     def num_embeddings(self) -> int:
         return self.weight_shape[0]
 
+    @num_embeddings.setter
+    def num_embeddings(self, value: int) -> None:
+        # transformers sets the size anew when a vocabulary is resized to what it is
+        if value != self.weight_shape[0]:
+            raise ValueError(
+                f"num_embeddings: got {value}, but the cores have {self.weight_shape[0]} rows; "
+                "merge to a dense table, resize that, and decompose it again"
+            )
+
     @property
     def embedding_dim(self) -> int:
         return self.weight_shape[1]

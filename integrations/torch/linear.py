@@ -119,6 +119,15 @@ class MPOLinear(MPOLayer):
     def out_features(self) -> int:
         return self.weight_shape[0]
 
+    @out_features.setter
+    def out_features(self, value: int) -> None:
+        # transformers sets a decoder's size anew when its vocabulary is resized to what it is
+        if value != self.weight_shape[0]:
+            raise ValueError(
+                f"out_features: got {value}, but the cores have {self.weight_shape[0]} rows; "
+                "merge to a dense layer, resize that, and decompose it again"
+            )
+
     def forward(self, x: Tensor) -> Tensor:
         traced = is_traced(x)
         cores = list(self.cores) if traced else self._core_list()
