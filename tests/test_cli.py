@@ -5,24 +5,32 @@ from __future__ import annotations
 import json
 import os
 import re
+import signal
+import statistics
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+import torch
 import transformers
+from distributed import Client
 from tiny import bert
-from tnmpo.integrations.transformers import load
+from tnmpo.integrations.transformers import load, save
 from tnmpo.integrations.transformers.acceptability import acceptability_task, word_tokenizer
 from tnmpo.integrations.transformers.checkpoint import is_checkpoint
-from tnmpo.integrations.transformers.cli import app
+from tnmpo.integrations.transformers.cli import app, stages
 from tnmpo.integrations.transformers.evaluation import evaluate
 from tnmpo.integrations.transformers.models import open_model
+from tnmpo.integrations.transformers.perplexity import evaluate_perplexity
+from tnmpo.integrations.transformers.runfile import TEMPLATE
 from tnmpo.integrations.transformers.targets import mpo_layers
 from tnmpo.integrations.transformers.tasks import load_task
 from typer.testing import CliRunner
 
 TOKENIZER = word_tokenizer()
+SCRIPT = Path(sys.executable).with_name("tnmpo")
+COMMANDS = ("demo", "inspect", "compress", "finetune", "squeeze", "evaluate", "merge", "run", "reproduce")
 DEVICE = re.compile(r"tnmpo on (cpu \(threads: \d+\), float32|cuda \(.*\), bfloat16)")
 
 
@@ -127,16 +135,34 @@ def test_options_of_compress(folder, options, count, kind, tmp_path):
         assert {len(module["ranks"]) for module in modules} == {4}
 
 
+def test_a_cluster_compresses_to_the_same_files(folder, tmp_path):
+    options = ("--ratio", 0.5, "--shape", "low_rank")
+    run("compress", folder / "model", tmp_path / "one", *options)
+    with Client(processes=False, n_workers=1, threads_per_worker=1, dashboard_address=None) as client:
+        address = client.scheduler.address
+        lines = run("compress", folder / "model", tmp_path / "many", *options, "--cluster", address)
+    assert lines[-1] == f"saved in {tmp_path / 'many'}"
+    one, many = tmp_path / "one", tmp_path / "many"
+    assert (many / "model.safetensors").read_bytes() == (one / "model.safetensors").read_bytes()
+    assert read(many / "compression.json") == read(one / "compression.json")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["many", "one"]
+    command = ("compress", folder / "model", tmp_path / "out", *options)
+    assert_error(call(*command, "--workers", 2), "workers: got 2, expected a positive number with --cluster local")
+    assert_error(call(*command, "--cluster", "local", "--workers", 0), "workers: got 0, expected a positive number")
+    assert_error(call("compress", folder / "model", many, *options, "--cluster", "local"), "output: .*many exists")
+
+
 def test_lossless_compression_keeps_the_score(folder, tmp_path):
     run("compress", folder / "model", tmp_path / "out")
     dense = run("evaluate", folder / "model", *on_glue(folder, "stsb"))[-1]
     mpo = run("evaluate", tmp_path / "out", *on_glue(folder, "stsb"))[-1]
     assert dense.endswith("0 MPO weights")
     assert mpo.endswith("14 MPO weights")
-    assert dense.startswith("stsb dev (31 examples), spearman ")
     score = dev_score(open_model(folder / "model"), folder, "stsb")
-    assert f"spearman {score:.4f} (cosine of mean token vectors)" in dense
-    assert float(re.search(r"spearman (\S+)", mpo)[1]) == pytest.approx(score, abs=0.01)
+    assert dense.startswith("stsb dev (31 examples): ")
+    assert f"spearman {score:.4f}" in dense
+    assert "(cosine of mean token vectors)" in dense
+    assert float(re.search(r"spearman (-?[\d.]+)", mpo)[1]) == pytest.approx(score, abs=0.01)
 
 
 def test_finetune_lightly_then_squeeze_and_evaluate(folder, small, tmp_path):
@@ -146,7 +172,8 @@ def test_finetune_lightly_then_squeeze_and_evaluate(folder, small, tmp_path):
     record = read(tuned / "finetune.json")
     score = dev_score(load(tuned), folder)
     assert record["score"] == pytest.approx(score)
-    expected = {"task": "sst2", "metric": "accuracy", "split": "dev", "seed": 7, "steps": 3, "batch_size": 8}
+    assert record["seeds"][0]["seed"] == 7
+    expected = {"task": "sst2", "metric": "accuracy", "split": "dev", "steps": 3, "batch_size": 8}
     assert expected.items() <= record.items()
     assert record["trained_parameters"] < record["parameters"]
     assert f"sst2 dev (32 examples), accuracy {score:.4f}; seed 7, 3 steps of 8" in lines[-1]
@@ -184,7 +211,8 @@ def test_finetune_lightly_then_squeeze_and_evaluate(folder, small, tmp_path):
     assert sum(line.startswith("step ") and " of at most 2: " in line for line in lines) == 2
 
     lines = run("evaluate", squeezed, *on_glue(folder))
-    assert f"sst2 dev (32 examples), accuracy {score:.4f} (head)" in lines[-1]
+    assert f"sst2 dev (32 examples): accuracy {score:.4f}" in lines[-1]
+    assert "(head)" in lines[-1]
 
 
 def test_finetune_a_dense_model_on_a_regression(folder, tmp_path):
@@ -192,30 +220,310 @@ def test_finetune_a_dense_model_on_a_regression(folder, tmp_path):
     record = read(tmp_path / "out" / "finetune.json")
     assert (record["metric"], record["split"]) == ("spearman", "dev")
     assert record["trained_parameters"] == record["parameters"]
-    assert load(tmp_path / "out").config.num_labels == 1
+    assert open_model(tmp_path / "out").config.num_labels == 1
+
+
+def interrupt_after(monkeypatch, count):
+    """Ctrl-C in the middle of the ``count``-th fine-tuning that a stage does."""
+    train, calls = stages.finetune_model, []
+
+    def interrupted(*arguments, **settings):
+        calls.append(settings)
+        if len(calls) < count:
+            return train(*arguments, **settings)
+        train(*arguments, **{**settings, "save_steps": 2})
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(stages, "finetune_model", interrupted)
+
+
+def assert_interrupted(result):
+    assert result.exit_code == 130
+    assert "interrupted; start the same command again to go on" in result.stderr
 
 
 def test_an_interrupted_fine_tuning_ends_in_130_and_goes_on(folder, small, tmp_path, monkeypatch):
-    from tnmpo.integrations.transformers import cli
-
     output = tmp_path / "out"
-    train = cli.finetune_model
-
-    def interrupted(*arguments, **settings):
-        train(*arguments, **{**settings, "save_steps": 2, "steps": 3})
-        raise KeyboardInterrupt
-
-    command = ("finetune", small[0], output, *on_glue(folder), "--steps", 3, "--batch-size", 8)
-    monkeypatch.setattr(cli, "finetune_model", interrupted)
-    result = call(*command)
-    assert result.exit_code == 130
-    assert "interrupted; what was saved before is whole" in result.stderr
+    command = ("finetune", small[0], output, *on_glue(folder), "--steps", 3, "--batch-size", 8, "--seeds", "0,1")
+    with monkeypatch.context() as patch:
+        interrupt_after(patch, 2)
+        assert_interrupted(call(*command))
     assert not output.exists()
-    assert list((tmp_path / ".out.training").iterdir())
-    monkeypatch.setattr(cli, "finetune_model", train)
-    run(*command)
+    assert list((tmp_path / ".out.training" / "seed-1").glob("checkpoint-*"))
+    assert_error(call(*command, "--batch-size", 4), r".*holds an interrupted run with other settings \(batch_size 8\)")
+    lines = run(*command)
+    assert any(line.startswith("seed 0: finished before, accuracy ") for line in lines)
     assert is_checkpoint(output)
-    assert not (tmp_path / ".out.training").exists()
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+    record = read(output / "finetune.json")
+    scores = [entry["score"] for entry in record["seeds"]]
+    assert [entry["seed"] for entry in record["seeds"]] == [0, 1]
+    assert record["score"] == pytest.approx(statistics.mean(scores))
+    assert record["deviation"] == pytest.approx(statistics.stdev(scores))
+    assert dev_score(load(output), folder) == pytest.approx(scores[0])  # the first seed's model is kept
+    assert f"+- {record['deviation']:.4f} (standard deviation); seed 0, 1, 3 steps of 8" in lines[-1]
+
+
+SQUEEZE = ("--max-steps", 3, "--finetune-steps", 1, "--hold-out", 16, "--batch-size", 8, "--max-drop", 1, "--step", 2)
+
+
+def test_an_interrupted_squeezing_goes_on_to_the_same_result(folder, small, tmp_path, monkeypatch):
+    command = (*on_glue(folder), *SQUEEZE, "--examples", 8)
+    run("squeeze", small[0], tmp_path / "whole", *command)
+    with monkeypatch.context() as patch:
+        interrupt_after(patch, 3)
+        assert_interrupted(call("squeeze", small[0], tmp_path / "out", *command))
+    assert not (tmp_path / "out").exists()
+    assert [step["number"] for step in read(tmp_path / ".out.squeezing" / "log.json")["steps"]] == [1, 2]
+    lines = run("squeeze", small[0], tmp_path / "out", *command)
+    assert "going on after step 2" in lines
+    assert sum(bool(re.match(r"step \d of at most 3", line)) for line in lines) == 1
+    assert read(tmp_path / "out" / "squeeze.json")["steps"] == read(tmp_path / "whole" / "squeeze.json")["steps"]
+    whole, resumed = load(tmp_path / "whole").state_dict(), load(tmp_path / "out").state_dict()
+    assert all(torch.equal(whole[name], resumed[name]) for name in whole)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["out", "whole"]
+
+
+def test_a_finished_squeezing_that_could_not_be_saved_is_only_saved_again(folder, small, tmp_path, monkeypatch):
+    command = ("squeeze", small[0], tmp_path / "out", *on_glue(folder), *SQUEEZE, "--examples", 0)
+
+    def full(*arguments):
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(stages, "written_beside", full)
+        result = call(*command)
+    assert result.exit_code == 1
+    assert result.stderr.strip().splitlines()[-1] == "error: OSError: [Errno 28] No space left on device"
+    assert [path.name for path in tmp_path.iterdir()] == [".out.squeezing"]
+    lines = run(*command)
+    assert not any(line.startswith("step 1 ") for line in lines)
+    assert read(tmp_path / "out" / "squeeze.json")["stopped"] == "max_steps"
+
+
+def test_a_killed_squeezing_goes_on(folder, small, tmp_path):
+    """A real signal to the console script: nothing half-written is left in the output's place."""
+    output = tmp_path / "out"
+    command = [str(part) for part in ("squeeze", small[0], output, *on_glue(folder), *SQUEEZE, "--examples", 0)]
+    process = subprocess.Popen([SCRIPT, *command], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    for line in process.stdout:
+        if line.startswith("step 1 "):
+            process.send_signal(signal.SIGINT)
+            break
+    _, words = process.communicate(timeout=120)
+    assert process.returncode == 130
+    assert "Traceback" not in words
+    assert not output.exists()
+    lines = run(*command)
+    assert any(re.fullmatch(r"going on after step \d", line) for line in lines)
+    assert read(output / "squeeze.json")["stopped"] == "max_steps"
+
+
+def test_two_processes_fine_tune_together_and_one_speaks(folder, small, tmp_path):
+    output = tmp_path / "out"
+    options = ("--steps", 2, "--batch-size", 4, "--lfa", "--json")
+    command = ("torchrun", "--standalone", "--nproc-per-node", 2, SCRIPT, "finetune", small[0], output, *options)
+    torchrun = [SCRIPT.with_name("torchrun"), *map(str, (*command[1:], *on_glue(folder)))]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    result = subprocess.run(torchrun, capture_output=True, text=True, timeout=120, env=environment)
+    assert result.returncode == 0, result.stderr
+    assert json.loads(result.stdout) == read(output / "finetune.json")
+    assert len(DEVICE.findall(result.stderr)) == 1
+    assert dev_score(load(output), folder) == pytest.approx(read(output / "finetune.json")["score"])
+
+
+def test_merge(folder, small, tmp_path):
+    run("merge", small[0], tmp_path / "dense")
+    model = transformers.AutoModel.from_pretrained(tmp_path / "dense")
+    assert not list(mpo_layers(model))
+    inputs = TOKENIZER(["these dogs sleep"], return_tensors="pt", return_token_type_ids=False)
+    torch.testing.assert_close(model(**inputs)[0], load(small[0])(**inputs)[0])
+    assert transformers.AutoTokenizer.from_pretrained(tmp_path / "dense")("these dogs sleep") is not None
+    assert_error(call("merge", folder / "model", tmp_path / "other"), "merge: got a BertModel without MPO layers")
+    assert [path.name for path in tmp_path.iterdir()] == ["dense"]
+
+
+def test_inspect_shows_every_layer_and_draws(folder, tmp_path):
+    picture = tmp_path / "pictures" / "spectra.png"
+    names = [f"encoder.layer.{k}.attention.self.query" for k in (0, 1)]
+    command = ("inspect", folder / "model", "--target", "query", "--plot", picture)
+    result = call(*command, *on_glue(folder), "--examples", 8, "--json")
+    assert result.exit_code == 0, result.output
+    found = json.loads(result.stdout)
+    assert [layer["name"] for layer in found["layers"]] == names
+    assert all(layer["weighted"] and layer["low_rank"]["deficit"] >= 0 for layer in found["layers"])
+    assert found["budgets"]
+    assert all(name in result.stderr for name in names)
+    assert picture.read_bytes().startswith(b"\x89PNG")
+    text = "\n".join(run(*command[:-2], "--layer", names[1], "--no-interleaved"))
+    assert f"{names[1]}: 12 x 12, dense" in text
+    assert names[0] not in text
+    assert_error(call(*command[:-2], "--layer", "quer"), r"layer: 'quer' is none of the 2 matrices; near: encoder")
+    assert_error(call("inspect", tmp_path / "no", "--plot", "x.pdf"), r"plot: got x\.pdf, expected a file that ends in")
+
+
+# --- a whole run from a file
+
+
+def write_run(folder, tmp_path, text="", steps=2):
+    path = tmp_path / "run.yaml"
+    path.write_text(
+        f"""
+model: {folder / "model"}
+output: {tmp_path / "runs"}
+task: sst2
+data_dir: {folder / "glue"}
+compress: {{ratio: 0.6, shape: low_rank}}
+calibration: {{examples: 8, count_all: false}}
+finetune: {{steps: {steps}, batch_size: 8, lfa: true, seeds: [3, 4]}}
+squeeze: {{max_steps: 1, finetune_steps: 1, hold_out: 16, batch_size: 8, max_drop: 1, examples: 0}}
+evaluate:
+{text}""",
+        encoding="utf-8",
+    )
+    return path
+
+
+def test_a_run_from_a_file_is_recorded_and_its_finished_stages_are_not_run_again(folder, tmp_path, monkeypatch):
+    path, output = write_run(folder, tmp_path), tmp_path / "runs"
+    with monkeypatch.context() as patch:
+        interrupt_after(patch, 3)  # in the squeezing
+        assert_interrupted(call("run", path))
+    assert sorted(entry.name for entry in output.iterdir()) == [".squeezed.squeezing", "compressed", "finetuned"]
+    written = (output / "finetuned" / "finetune.json").stat().st_mtime_ns
+    result = call("run", path, "--json")
+    assert result.exit_code == 0, result.output
+    record = json.loads(result.stdout)
+    assert record == read(output / "run.json")
+    assert (output / "finetuned" / "finetune.json").stat().st_mtime_ns == written
+    assert f"finetune: finished before, {output / 'finetuned'}" in result.stderr
+    assert record["settings"]["squeeze"]["criterion"] == "per_parameter"
+    assert record["settings"]["finetune"]["seeds"] == [3, 4]
+    assert {"tnmpo", "torch", "transformers", "python"} <= set(record["versions"])
+    stages_ = record["stages"]
+    assert list(stages_) == ["compress", "finetune", "squeeze", "evaluate"]
+    assert len(stages_["finetune"]["seeds"]) == 2
+    assert stages_["evaluate"]["score"] == pytest.approx(stages_["squeeze"]["score"])
+    assert stages_["evaluate"]["score"] == pytest.approx(dev_score(load(output / "squeezed"), folder))
+
+    lines = run("run", path)
+    assert sum("finished before" in line for line in lines) == 4
+    assert read(output / "run.json") == record
+    assert_error(
+        call("run", write_run(folder, tmp_path, steps=3)),
+        r"output: .*finetuned holds a result of other settings \(finetune\.steps was 2\); choose another output",
+    )
+
+
+def test_a_wrong_run_file_ends_in_one_sentence(folder, tmp_path):
+    path = write_run(folder, tmp_path, "max_lenght: 3\n")
+    assert_error(call("run", path), r".*run\.yaml, line 11: unknown key 'max_lenght'; near misses: max_length")
+    assert_error(call("run"), r"run: got no file; pass RUN\.yaml, or --template for an example")
+    assert not (tmp_path / "runs").exists()
+
+
+def test_the_template_is_printed(tmp_path):
+    result = call("run", "--template")
+    assert result.exit_code == 0
+    assert result.stdout == TEMPLATE
+
+
+# --- the paper's experiment
+
+
+def test_reproduce_goes_on_where_it_was_interrupted_and_puts_the_published_ratios_beside(tmp_path, monkeypatch):
+    output = tmp_path / "out"
+    command = ("reproduce", "--quick", "--output", output, "--seeds", "1", "--steps", 2, "--squeeze-steps", 1)
+    command += ("--batch-size", 8, "--max-drop", 2)
+    with monkeypatch.context() as patch:
+        interrupt_after(patch, 3)  # in the light fine-tuning
+        assert_interrupted(call(*command))
+    assert (output / "mpo-1" / "finetune.json").is_file()
+    assert not (output / "lfa-1").exists()
+    lines = run(*command)
+    assert "mpo-1: finished before" in lines
+    dense, full, light, squeezed, low = read(output / "reproduce.json")["rows"]
+    assert full["parameters"] == full["trained"] == light["parameters"] > dense["parameters"] == dense["trained"]
+    assert light["auxiliary"] < light["trained"] < dense["trained"]
+    assert squeezed["parameters"] < light["parameters"]
+    assert low["parameters"] <= squeezed["parameters"]
+    assert light["published"] == "91% fewer trained (auxiliary tensors alone)"
+    assert squeezed["published"] == "0.906 of dense"
+    text = "\n".join(lines)
+    for row in (dense, full, light, squeezed, low):
+        assert re.search(rf"^{re.escape(row['model'])} +{row['mean']:.4f} +{row['trained']:,} ", text, re.MULTILINE)
+    assert f"as the paper counts: {light['auxiliary']:,}, {1 - light['auxiliary'] / dense['parameters']:.1%}" in text
+
+
+@pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")  # PEFT reads it
+def test_adapter_extract_and_apply_give_the_fine_tuned_model_back(folder, small, tmp_path):
+    tuned, adapter, back = tmp_path / "tuned", tmp_path / "adapter", tmp_path / "back"
+    run("finetune", small[0], tuned, *on_glue(folder), "--steps", 2, "--lfa", "--learning-rate", 0.01)
+    run("adapter", "extract", small[0], tuned, adapter)
+    assert (adapter / "adapter_config.json").is_file()
+    run("adapter", "apply", small[0], adapter, back)
+    inputs = TOKENIZER(["these dogs sleep"], return_tensors="pt", return_token_type_ids=False)
+    torch.testing.assert_close(load(back)(**inputs)[0], load(tuned)(**inputs)[0], atol=1e-4, rtol=1e-4)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["adapter", "back", "tuned"]
+    assert_error(call("adapter", "apply", small[0], folder / "model", back), "adapter: .*holds no adapter_config.json")
+
+
+def test_perplexity_of_a_causal_model_on_a_text(tmp_path):
+    settings = {"vocab_size": len(TOKENIZER), "hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1}
+    config = transformers.LlamaConfig(**settings, num_attention_heads=2, max_position_embeddings=32)
+    save(transformers.LlamaForCausalLM(config), tmp_path / "model", TOKENIZER)
+    text = tmp_path / "text.txt"
+    text.write_text("these dogs sleep " * 30, encoding="utf-8")
+    result = call("evaluate", tmp_path / "model", "--text", text, "--max-length", 16, "--json")
+    assert result.exit_code == 0, result.output
+    expected = evaluate_perplexity(open_model(tmp_path / "model"), TOKENIZER, text, max_length=16)
+    assert json.loads(result.stdout)["perplexity"] == pytest.approx(expected.perplexity)
+    assert f"perplexity {expected.perplexity:.4f}" in result.stderr
+    assert_error(call("evaluate", tmp_path / "model"), "evaluate: got neither --task nor --text, expected one")
+    assert_error(call("evaluate", tmp_path / "model", "--text", tmp_path / "no"), "text: .*/no is no file; pass a text")
+    assert_error(call("evaluate", tmp_path / "model", "--task", "cola", "--stride", 3), "stride: got 3 without --text")
+
+
+def test_a_teacher_another_rate_for_cores_and_an_early_stop(folder, small, tmp_path):
+    teacher = tmp_path / "teacher"
+    run("finetune", folder / "model", teacher, *on_glue(folder), "--steps", 1, "--batch-size", 8)
+    options = ("--steps", 3, "--batch-size", 8, "--save-steps", 1, "--early-stop", 1, "--core-learning-rate", 1e-3)
+    run("finetune", small[0], tmp_path / "out", *on_glue(folder), *options, "--teacher", teacher, "--lfa")
+    assert 1 <= read(tmp_path / "out" / "finetune.json")["seeds"][0]["steps"] <= 3
+    assert dev_score(load(tmp_path / "out"), folder) == pytest.approx(read(tmp_path / "out" / "finetune.json")["score"])
+
+
+# --- for programs
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        ("evaluate", "small", "--task", "stsb"),
+        ("merge", "small", "out"),
+        ("compress", "model", "out", "--ratio", "0.5", "--task", "stsb", "--examples", "4"),
+        ("finetune", "small", "out", "--task", "stsb", "--steps", "1", "--batch-size", "4", "--lfa"),
+        ("squeeze", "small", "out", "--task", "stsb", "--max-steps", "1", "--finetune-steps", "1", "--hold-out", "16"),
+    ],
+)
+def test_json_is_all_that_standard_output_gets(folder, small, tmp_path, command):
+    places = {"small": small[0], "model": folder / "model", "out": tmp_path / "out"}
+    data = ("--data-dir", folder / "glue") if "--task" in command else ()
+    result = call(*(places.get(part, part) for part in command), *data, "--json")
+    assert result.exit_code == 0, result.output
+    answer = json.loads(result.stdout)
+    assert DEVICE.search(result.stderr)
+    file = {"compress": "compression", "finetune": "finetune", "squeeze": "squeeze"}.get(command[0])
+    if file is not None:
+        assert answer == read(tmp_path / "out" / f"{file}.json")
+    else:
+        assert answer["parameters"] > 0
+
+
+def test_json_of_a_command_that_fails_is_empty(folder):
+    result = call("evaluate", folder / "model", "--task", "odd", "--json")
+    assert_error(result, "get_task")
+    assert result.stdout == ""
 
 
 # --- what is wrong is said in one sentence
@@ -271,7 +579,8 @@ def test_a_missing_model(folder, tmp_path):
     message = f"model: {re.escape(str(missing))} "
     assert_error(call("compress", missing, tmp_path / "out", "--ratio", 0.5), message)
     assert_error(call("finetune", missing, tmp_path / "out", *on_glue(folder)), message)
-    assert_error(call("squeeze", missing, tmp_path / "out", *on_glue(folder)), message)
+    assert_error(call("squeeze", missing, tmp_path / "out", *on_glue(folder), "--hold-out", 16), message)
+    assert_error(call("merge", missing, tmp_path / "out"), message)
     assert_error(call("evaluate", missing, *on_glue(folder)), message)
     assert list(tmp_path.iterdir()) == []
 
@@ -281,7 +590,7 @@ def test_a_damaged_model(folder, small, tmp_path):
         (tmp_path / name).write_bytes((small[0] / name).read_bytes())
     weights = tmp_path / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:-10])
-    assert_error(call("evaluate", tmp_path, *on_glue(folder)), r"folder: .*model\.safetensors is damaged")
+    assert_error(call("evaluate", tmp_path, *on_glue(folder)), r"folder: a file of weights in .* is damaged")
 
 
 def test_a_dense_model_is_neither_squeezed_nor_tuned_lightly(folder, tmp_path):
@@ -304,7 +613,7 @@ def test_a_model_without_a_head_cannot_classify(folder):
         (("--step", 0), "step: got 0, expected a positive integer"),
         (("--criterion", "odd"), "criterion: got 'odd'"),
         (("--hold-out", 64), "hold_out: n is 64; pass 1 to 63"),
-        (("--finetune-steps", 0), "steps: got 0, expected a positive integer"),
+        (("--finetune-steps", 0), "finetune_steps: got 0, expected a positive integer"),
     ],
 )
 def test_bad_settings_of_squeeze(folder, small, tmp_path, options, message):
@@ -313,16 +622,58 @@ def test_bad_settings_of_squeeze(folder, small, tmp_path, options, message):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_the_console_script():
-    script = Path(sys.executable).with_name("tnmpo")
-    environment = {**os.environ, "COLUMNS": "120", "NO_COLOR": "1"}
-    text = subprocess.run([script, "--help"], capture_output=True, text=True, check=True, env=environment).stdout
-    for command in ("demo", "compress", "finetune", "squeeze", "evaluate"):
-        assert re.search(rf"\b{command}\b", text)
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (("--seeds", "0,a"), "seeds: got '0,a', expected whole numbers with commas"),
+        (("--seeds", "1,1"), r"seeds: got \[1, 1\], expected at least one, none of them twice"),
+        (("--seeds", "0,1", "--seed", 2), "seeds: got --seeds 0,1 and --seed 2, expected one of the two"),
+        (("--learning-rate", 0), "learning_rate: got 0.0, expected a positive number"),
+        (("--early-stop", 2), "early_stop: with save_steps 500 of 3 steps only the last is evaluated"),
+        (("--max-length", 0), "max_length: got 0, expected a positive integer"),
+    ],
+)
+def test_options_are_checked_before_the_model_is_loaded(folder, tmp_path, options, message):
+    missing = tmp_path / "missing"
+    assert_error(call("finetune", missing, tmp_path / "out", *on_glue(folder), "--steps", 3, *options), message)
 
 
-@pytest.mark.parametrize("command", ["demo", "compress", "finetune", "squeeze", "evaluate"])
+def test_an_output_that_is_a_file_is_refused_before_any_work(folder, tmp_path):
+    (tmp_path / "file").write_text("mine")
+    missing = tmp_path / "missing"
+    for command in ("compress", "merge"):
+        assert_error(call(command, missing, tmp_path / "file"), "output: .*file is a file, expected a folder")
+    assert_error(call("compress", missing, tmp_path / "file" / "out"), "output: .*file is a file, expected a folder")
+    assert (tmp_path / "file").read_text() == "mine"
+
+
+def test_a_fault_of_the_program_keeps_its_traceback(folder, monkeypatch):
+    def broken(*arguments, **settings):
+        raise KeyError("fault")
+
+    monkeypatch.setattr(stages, "evaluate_task", broken)
+    result = call("evaluate", folder / "model", *on_glue(folder, "stsb"))
+    assert result.exit_code == 1
+    assert isinstance(result.exception, KeyError)
+
+
+def test_a_wrong_option_is_exit_code_2_and_words_on_standard_error():
+    result = call("evaluate", "model", "--tsk", "sst2")
+    assert result.exit_code == 2
+    assert result.stdout == ""
+    assert "--task" in result.stderr
+
+
+@pytest.mark.parametrize("command", COMMANDS)
 def test_every_command_explains_itself(command):
     result = CliRunner().invoke(app, [command, "--help"], env={"COLUMNS": "120", "NO_COLOR": "1"})
     assert result.exit_code == 0
     assert f"Example: tnmpo {command}" in result.stdout
+    assert "--json" in result.stdout
+
+
+@pytest.mark.parametrize("command", ["extract", "apply"])
+def test_every_adapter_command_explains_itself(command):
+    result = CliRunner().invoke(app, ["adapter", command, "--help"], env={"COLUMNS": "120", "NO_COLOR": "1"})
+    assert result.exit_code == 0
+    assert f"Example: tnmpo adapter {command}" in result.stdout

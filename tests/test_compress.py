@@ -571,14 +571,14 @@ def test_what_no_target_covers_is_named_with_its_share():
     dense = parameters(model)
     vectors = sum(parameter.numel() for parameter in model.parameters() if parameter.ndim < 2)
     report = compress(model, MPOConfig(ratio=0.5, exclude_modules=["word_embeddings"]))
-    names = [name for name, _, _ in report.uncovered]
+    names = [weight.name for weight in report.uncovered]
     assert names[0] == "albert.embeddings.word_embeddings.weight"
     assert "albert.encoder.embedding_hidden_mapping_in.weight" in names
     assert "classifier.weight" in names
-    counts = [count for _, count, _ in report.uncovered]
+    counts = [weight.parameters for weight in report.uncovered]
     assert counts == sorted(counts, reverse=True)
     assert sum(counts) + report.dense_parameters + vectors == dense
-    assert sum(share for *_, share in report.uncovered) == pytest.approx(sum(counts) / dense)
+    assert sum(weight.share for weight in report.uncovered) == pytest.approx(sum(counts) / dense)
     text = str(report)
     assert f"not covered: albert.embeddings.word_embeddings.weight, {60 * 8:,} parameters" in text
     for name in names[5:]:

@@ -9,7 +9,15 @@ import math
 import pytest
 import torch
 from tiny import albert, answer, batch, bert
-from tnmpo.integrations.transformers import MPOConfig, absorb, calibrate, compress, freeze_central, squeeze
+from tnmpo.integrations.transformers import (
+    MPOConfig,
+    SqueezeLog,
+    absorb,
+    calibrate,
+    compress,
+    freeze_central,
+    squeeze,
+)
 from tnmpo.integrations.transformers.targets import mpo_layers
 
 import tnmpo
@@ -415,3 +423,32 @@ def test_the_model_can_be_copied_afterwards():
     model = model_of("interleaved")
     squeeze(model, always_equal, disturb, max_drop=0.0, max_steps=2)
     assert torch.equal(answer(copy.deepcopy(model)), answer(model))
+
+
+# --- going on
+
+
+def test_a_squeeze_that_goes_on_from_its_log_ends_as_one_that_was_never_interrupted():
+    whole, first = model_of("low-rank"), model_of("low-rank")
+    expected = squeeze(whole, always_equal, disturb, max_drop=0.0, max_steps=4)
+    begun = squeeze(first, always_equal, disturb, max_drop=0.0, max_steps=2)
+    written = SqueezeLog.from_dict(json.loads(json.dumps({**begun.to_dict(), "stopped": "running"})))
+    scores = []
+
+    def evaluate(model):
+        scores.append(1.0)
+        return 1.0
+
+    log = squeeze(first, evaluate, disturb, max_drop=0.0, max_steps=4, log=written)
+    assert log == expected
+    assert len(scores) == 2  # the baseline is that of the first start
+    assert_same(first, state(whole))
+
+
+def test_a_finished_log_comes_back_and_the_model_is_left_alone():
+    model = model_of("low-rank")
+    log = squeeze(model, always_equal, disturb, max_drop=0.0, max_steps=1)
+    before = state(model)
+    assert squeeze(model, always_equal, disturb, max_drop=0.0, max_steps=3, log=log) is log
+    assert_same(model, before)
+    assert len(log.steps) == 1

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import copy
+import json
 import math
+import statistics
 from pathlib import Path
 
 import numpy as np
@@ -12,10 +14,13 @@ import torch
 from tiny import albert, bert
 from tnmpo.integrations.transformers import MPOConfig, compress, freeze_central, parameter_report
 from tnmpo.integrations.transformers.acceptability import acceptability_task, corpus, word_tokenizer
+from tnmpo.integrations.transformers.distillation import masked_mean
 from tnmpo.integrations.transformers.evaluation import evaluate, predict, token_batches
 from tnmpo.integrations.transformers.models import open_model, open_tokenizer, with_head
+from tnmpo.integrations.transformers.report import print_trainable_parameters
+from tnmpo.integrations.transformers.seeds import SeedScores, finetune_seeds
 from tnmpo.integrations.transformers.targets import mpo_layers
-from tnmpo.integrations.transformers.tasks import Split, Task, get_task
+from tnmpo.integrations.transformers.tasks import Split, Task, TaskData, get_task
 from tnmpo.integrations.transformers.training import finetune
 from transformers import TrainerCallback
 
@@ -330,3 +335,215 @@ def test_a_folder_without_a_model_or_tokenizer_is_refused(tmp_path):
             open_model(name)
         with pytest.raises(ValueError, match=rf"model: {Path(name)} has no tokenizer beside it: [^\n]*$"):
             open_tokenizer(name)
+
+
+# --- what is set aside, a teacher, several seeds
+
+
+def test_examples_that_are_set_aside_are_not_trained_on_and_are_scored():
+    model = classifier()
+    log = train(model, hold_out=16, seed=5)
+    _, held_out = DATA.train.hold_out(16, 5)
+    assert log.held_out == pytest.approx(evaluate(model, TOKENIZER, DATA.task, held_out))
+    rest, _ = DATA.train.hold_out(16, 5)
+    alone = classifier()
+    assert train(alone, split=rest, seed=5).held_out is None
+    assert all(torch.equal(value, values(alone)[name]) for name, value in values(model).items())
+
+
+def worsening():
+    """Memorises wrong labels, so that after a while the examples set aside are scored worse and worse."""
+    rest, held_out = DATA.train.hold_out(16, 0)
+    return Split(rest.texts, 1 - rest.labels), held_out
+
+
+class Scores(TrainerCallback):
+    def __init__(self):
+        self.seen = {}
+
+    def on_evaluate(self, args, state, control, metrics, **kwargs):
+        self.seen.setdefault(state.global_step, metrics["eval_score"])
+
+
+def test_a_run_stops_early_and_leaves_the_best_model(tmp_path):
+    model = classifier(hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0)
+    compress(model, MPOConfig())
+    freeze_central(model)
+    flags = [parameter.requires_grad for parameter in model.parameters()]
+    frozen = {id(p): p.clone() for p in model.parameters() if not p.requires_grad}
+    rest, held_out = worsening()
+    scores = Scores()
+    options = {"steps": 60, "save_steps": 2, "early_stop": 2, "hold_out": held_out, "callbacks": [scores]}
+    log = train(model, split=rest, folder=tmp_path, **options)
+    assert log.steps == max(scores.seen) < 60
+    best = max(scores.seen.values())
+    assert list(scores.seen.values()).index(best) == len(scores.seen) - 3
+    assert log.held_out == best == evaluate(model, TOKENIZER, DATA.task, held_out)
+    assert scores.seen[log.steps] < best
+    assert [parameter.requires_grad for parameter in model.parameters()] == flags
+    assert frozen
+    assert all(torch.equal(p, frozen[id(p)]) for p in model.parameters() if id(p) in frozen)
+
+
+def test_an_interrupted_run_stops_early_where_the_whole_one_does(tmp_path):
+    def run(folder, *callbacks):
+        model = classifier()
+        rest, held_out = worsening()
+        options = {"steps": 60, "save_steps": 2, "early_stop": 3, "hold_out": held_out, "callbacks": callbacks}
+        return train(model, split=rest, folder=folder, **options), model
+
+    whole, expected = run(tmp_path / "whole")
+    assert whole.steps < 60
+    with pytest.raises(KeyboardInterrupt):
+        run(tmp_path / "broken", Interrupt(whole.steps - 1))
+    log, model = run(tmp_path / "broken")
+    assert log.steps == whole.steps
+    assert log.held_out == whole.held_out
+    assert all(torch.equal(value, values(expected)[name]) for name, value in values(model).items())
+
+
+def test_a_tenth_decides_where_nothing_is_said():
+    scores = Scores()
+    train(classifier(), steps=3, save_steps=1, early_stop=1, callbacks=[scores])
+    assert {round(4 * score, 6) % 1 for score in scores.seen.values()} == {0.0}  # of four examples
+
+
+def test_early_stopping_that_cannot_happen_is_refused():
+    with pytest.raises(ValueError, match=r"early_stop: got 0, expected a positive number of evaluations"):
+        train(classifier(), early_stop=0)
+    with pytest.raises(ValueError, match=r"early_stop: with save_steps 500 of 4 steps only the last is evaluated"):
+        train(classifier(), early_stop=1)
+
+
+def test_several_processes_need_a_shared_folder(monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(ValueError, match=r"early_stop: several processes load the best model from one place; pass"):
+        train(classifier(), early_stop=1, save_steps=1)
+
+
+def test_a_teacher_heals_a_regression_and_a_classification():
+    for task, split, dense in (
+        (DATA.task, DATA.train, classifier(hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0)),
+        (PAIRS, pairs(), with_head(bert(**WORDS, hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0), PAIRS)),
+    ):
+        right = predict(dense, TOKENIZER, task, split)
+        model = copy.deepcopy(dense)
+        compress(model, MPOConfig(ratio=0.5, shape="low_rank"))
+        freeze_central(model)
+
+        def distance(model=model, task=task, split=split, right=right):
+            return np.mean(np.square(predict(model, TOKENIZER, task, split) - right))
+
+        before = distance()
+        # its labels are the teacher's answers, so both parts of the loss draw one way
+        train(model, task, Split(split.texts, right), steps=60, teacher=dense, learning_rate=1e-2)
+        assert distance() < 0.5 * before
+
+
+def test_a_model_without_a_head_learns_its_teachers_vectors_sentence_by_sentence():
+    dense = bert(**WORDS, hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0)
+    model = copy.deepcopy(dense)
+    compress(model, MPOConfig(ratio=0.4, shape="low_rank"))
+    freeze_central(model)
+    task, split = get_task("stsb"), pairs()
+
+    def distance():
+        vectors = []
+        for network in (model, dense):
+            (batch,) = token_batches(network, TOKENIZER, [(text,) for texts in split.texts for text in texts])
+            with torch.no_grad():
+                vectors.append(masked_mean(network.eval()(**batch).last_hidden_state, batch["attention_mask"]))
+        return torch.nn.functional.mse_loss(*vectors).item()
+
+    before = distance()
+    scores = Steps()
+    options = {"hold_out": 4, "early_stop": 20, "save_steps": 20, "callbacks": [scores]}
+    log = train(model, task, split, steps=60, teacher=dense, **options)
+    assert distance() < 0.3 * before
+    assert 0 < log.held_out < before
+    assert scores.seen == list(range(1, 61))
+    with pytest.raises(ValueError, match=r"model: a BertModel has no head for task 'stsb'; load it with one, or pass"):
+        train(model, task, split)
+
+
+def test_several_seeds_are_scored_on_dev_once_each():
+    data = TaskData(DATA.task, DATA.train, DATA.test)
+    made, left = [], {}
+
+    def make(seed):
+        made.append(seed)
+        return classifier(seed)
+
+    options = {"steps": 3, "learning_rate": 1e-2, "batch_size": 8, "progress": False}
+    result = finetune_seeds(
+        make, TOKENIZER, data, seeds=[3, 1], on_model=lambda seed, model, log: left.update({seed: model}), **options
+    )
+    assert made == list(result.scores) == list(left) == [3, 1]
+    for seed in (3, 1):
+        alone = classifier(seed)
+        train(alone, steps=3, seed=seed)
+        assert result.scores[seed] == evaluate(alone, TOKENIZER, DATA.task, DATA.test)
+        assert all(torch.equal(value, values(alone)[name]) for name, value in values(left[seed]).items())
+    found = [result.scores[3], result.scores[1]]
+    assert result.mean == pytest.approx(statistics.mean(found))
+    assert result.deviation == pytest.approx(statistics.stdev(found))
+    record = json.loads(json.dumps(result.to_dict()))
+    assert record == {
+        "task": DATA.task.name,
+        "split": "dev",
+        "metric": "accuracy",
+        "examples": len(DATA.test),
+        "seeds": [3, 1],
+        "scores": found,
+        "mean": result.mean,
+        "deviation": result.deviation,
+        "settings": options,
+    }
+    assert f"{result.mean:.4f}" in str(result)
+    assert len(str(result).splitlines()) == 6
+
+
+def test_what_was_held_out_of_train_decides_for_every_seed(tmp_path):
+    rest, chooser = DATA.train.hold_out(16, 7)
+    data = TaskData(DATA.task, rest, DATA.test, validation=chooser)
+    scores = []
+
+    def compare(seed, model, log):
+        scores.append((log.held_out, evaluate(model, TOKENIZER, data.task, chooser)))
+
+    options = {"steps": 4, "learning_rate": 1e-2, "batch_size": 8, "progress": False, "early_stop": 1, "save_steps": 2}
+    result = finetune_seeds(
+        classifier,
+        TOKENIZER,
+        data,
+        seeds=[0, 1],
+        folder=tmp_path,
+        on_model=compare,
+        **options,
+    )
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["seed-0", "seed-1"]
+    assert result.settings == options
+    assert len(scores) == 2
+    assert all(reported == again for reported, again in scores)
+
+
+def test_a_single_seed_has_no_deviation_and_none_or_two_alike_are_refused():
+    single = SeedScores("sst2", "dev", "accuracy", 10, {4: 0.5})
+    assert single.deviation is None
+    assert single.mean == 0.5
+    assert "dev." not in str(single)
+    for seeds in ([], [1, 1]):
+        with pytest.raises(ValueError, match=r"seeds: got \[.*\], expected different integers such as \[0, 1, 2\]"):
+            finetune_seeds(classifier, TOKENIZER, TaskData(DATA.task, DATA.train, DATA.test), seeds=seeds)
+
+
+def test_trainable_parameters_are_printed_in_pefts_words(capsys):
+    model = classifier()
+    compress(model, MPOConfig(ratio=0.6, shape="low_rank"))
+    freeze_central(model)
+    print_trainable_parameters(model)
+    report = parameter_report(model)
+    share = 100 * report.trainable / report.total
+    assert capsys.readouterr().out == (
+        f"trainable params: {report.trainable:,} || all params: {report.total:,} || trainable%: {share:.4f}\n"
+    )

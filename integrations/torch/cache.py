@@ -43,9 +43,10 @@ class CoreState:
 
     def check_values(self, wanted: Sequence[bool]) -> None:
         """Refuse, as autograd does, gradients at values that have changed since the forward."""
-        for site, (core, version, address) in enumerate(self.marks):
+        for site, ((core, version, _), memory) in enumerate(zip(self.marks, self._memory, strict=True)):
             is_needed = any(flag for other, flag in enumerate(wanted) if other != site)
-            if is_needed and (core._version != version or core.data_ptr() != address):
+            # a sharded core is gathered anew for the backward: at another address, but in the same storage
+            if is_needed and (core._version != version or core.data_ptr() != memory.data_ptr()):
                 raise RuntimeError(
                     f"backward: core {site} of shape {tuple(core.shape)}, needed for gradient computation, has been "
                     f"modified by an inplace operation: got version {core._version}, expected {version}; call backward "

@@ -145,6 +145,10 @@ class MPOLayer(nn.Module):
         self._weight_cache.clear()  # first: parameters that a graph holds cannot be swapped
         return super()._apply(fn, recurse)
 
+    def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
+        self.refresh()  # loaders of sharded models write where no version counts
+        super()._load_from_state_dict(*args, **kwargs)
+
     def _core_list(self) -> list[Tensor]:
         """The cores; a ParameterList takes ten times as long to list itself."""
         parameters = self.cores._parameters

@@ -7,12 +7,13 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from transformers.pytorch_utils import Conv1D
 from transformers.utils import logging as transformers_logging
 
 import tnmpo
 
-from ..torch import MPOEmbedding, MPOLinear
-from .targets import evaluation_mode
+from ..torch import MPOEmbedding, MPOLayer, MPOLinear
+from .targets import DENSE_CLASSES, evaluation_mode
 
 Batch = dict[str, Tensor]
 
@@ -124,7 +125,7 @@ def calibrate(model: nn.Module, batches: Iterable[Mapping[str, Any]]) -> Calibra
     hooks = [
         module.register_forward_pre_hook(collector.hook(name), with_kwargs=True)
         for name, module in model.named_modules()
-        if isinstance(module, nn.Linear | nn.Embedding | MPOLinear | MPOEmbedding)
+        if type(module) in DENSE_CLASSES or isinstance(module, MPOLayer)
     ]
     try:
         with evaluation_mode(model):
@@ -152,7 +153,7 @@ class _Collector:
     def hook(self, name: str) -> Any:
         def collect(module: nn.Module, arguments: tuple[Any, ...], named: dict[str, Any]) -> None:
             (x,) = (*arguments, *named.values())
-            if isinstance(module, nn.Linear | MPOLinear):
+            if isinstance(module, nn.Linear | Conv1D | MPOLinear):
                 self._add_input(name, x)
             elif isinstance(module, nn.Embedding | MPOEmbedding):
                 self._add_ids(name, x, module.num_embeddings)

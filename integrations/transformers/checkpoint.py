@@ -86,7 +86,8 @@ def load(folder: str | Path, **options: Any) -> Any:
     config = transformers.AutoConfig.from_pretrained(folder)
     cls = _class_named((config.architectures or ["none"])[0])
     try:
-        model, info = cls.from_pretrained(folder, output_loading_info=True, **options)
+        # mismatched weights come back in the information, and by name in the error below
+        model, info = cls.from_pretrained(folder, output_loading_info=True, ignore_mismatched_sizes=True, **options)
     except SafetensorError as error:
         raise ValueError(f"folder: a file of weights in {folder} is damaged ({error}); save the model anew") from error
     except (RuntimeError, ValueError, OSError) as error:

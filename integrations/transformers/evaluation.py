@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import inspect
+import math
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -12,7 +14,7 @@ from torch import Tensor, nn
 from transformers.utils import logging as transformers_logging
 
 from .targets import evaluation_mode
-from .tasks import Split, Task
+from .tasks import Split, Task, TaskData
 
 Texts = Sequence[tuple[str, ...]]
 
@@ -69,7 +71,7 @@ def predict(
     ValueError
         If the model has no head for the task, or one of another size.
     """
-    if hasattr(model, "classifier"):
+    if type(model).__name__.endswith("ForSequenceClassification"):
         labels = getattr(getattr(model, "config", None), "num_labels", task.n_labels)
         if labels != task.n_labels:
             raise ValueError(
@@ -104,6 +106,74 @@ def evaluate(
     """
     answers = predict(model, tokenizer, task, split, batch_size=batch_size, max_length=max_length)
     return task.score(answers, split.labels)
+
+
+@dataclass(frozen=True)
+class TaskScores:
+    """What a model scores on the splits that a task is reported on; ``print`` shows it in a line.
+
+    Attributes
+    ----------
+    task : Task
+    scores : dict of str to float
+        Every metric that GLUE reports, the main one first; ``accuracy_mismatched`` is that of MNLI's second dev split.
+    majority : float
+        The main metric of the most frequent class of the dev split.
+    n_examples : int
+        Of all splits together.
+    """
+
+    task: Task
+    scores: dict[str, float]
+    majority: float
+    n_examples: int
+
+    @property
+    def score(self) -> float:
+        """The task's main metric; of MNLI the matched one."""
+        return self.scores[self.task.metric]
+
+    @property
+    def is_majority(self) -> bool:
+        """Whether the score is just that of the most frequent class, as is usual on WNLI."""
+        return math.isclose(self.score, self.majority, abs_tol=1e-12)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values, for a JSON file."""
+        return {
+            "task": self.task.name,
+            "metric": self.task.metric,
+            "scores": self.scores,
+            "majority": self.majority,
+            "is_majority": self.is_majority,
+            "n_examples": self.n_examples,
+        }
+
+    def __str__(self) -> str:
+        values = ", ".join(f"{name} {value:.4f}" for name, value in self.scores.items())
+        note = "; this is what the most frequent class alone scores" if self.is_majority else ""
+        return f"{self.task.name} dev ({self.n_examples} examples): {values}{note}"
+
+
+def evaluate_task(
+    model: nn.Module, tokenizer: Any, data: TaskData, *, batch_size: int = 64, max_length: int = 128
+) -> TaskScores:
+    """Every metric that GLUE reports for a task, on its dev split; of MNLI on both.
+
+    Parameters are those of ``predict``.
+
+    Raises
+    ------
+    ValueError
+        If the model has no head for the task.
+    """
+    task = data.task
+    scores: dict[str, float] = {}
+    for name, split in data.dev_splits.items():
+        answers = predict(model, tokenizer, task, split, batch_size=batch_size, max_length=max_length)
+        suffix = "_mismatched" if name == "dev_mismatched" else ""
+        scores |= {metric + suffix: value for metric, value in task.scores(answers, split.labels).items()}
+    return TaskScores(task, scores, task.majority_score(data.dev), sum(map(len, data.dev_splits.values())))
 
 
 def _logits(output: Any, batch: dict[str, Tensor]) -> Tensor:

@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Generic, Protocol, TypeVar
 
 import numpy as np
 import torch
@@ -18,21 +18,42 @@ from ..torch.layer import decompose_weight
 from .calibration import Calibration
 from .config import MPOConfig
 from .lowrank import LowRankBasis, low_rank_basis
-from .targets import Target, matches_name
+from .targets import matches_name
 
 Result = tuple[tnmpo.MPO, float | None]  # the MPO and its relative error, None where nothing was cut
 
 _ROUNDING = 1e-6  # relative errors below it are single precision's own
 
 
+class Matrix(Protocol):
+    """What is decided about: a ``Target`` in a model, or a matrix in a file."""
+
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Of the modules that hold it, its own first."""
+
+    @property
+    def is_embedding(self) -> bool: ...
+
+    @property
+    def weight(self) -> torch.Tensor:
+        """Where only its size is wanted, one on the meta device will do."""
+
+
+M = TypeVar("M", bound=Matrix)
+
+
 @dataclass(frozen=True, eq=False)
-class Plan:
+class Plan(Generic[M]):
     """What one matrix becomes. Order 1 keeps it whole: one core, exact, as large as the matrix.
 
     A low-rank plan has the basis that its cuts project to. A plan that was tried has the result.
     """
 
-    target: Target
+    target: M
     shape: tnmpo.MPOShape
     rank: Any
     metric: tnmpo.Weight | None
@@ -45,7 +66,7 @@ class Plan:
         return self.shape.n_parameters(tuple(min(self.rank, full) for full in self.shape.full_ranks))
 
 
-def plan_model(targets: Sequence[Target], config: MPOConfig, calibration: Calibration | None) -> list[Plan]:
+def plan_model(targets: Sequence[M], config: MPOConfig, calibration: Calibration | None) -> list[Plan[M]]:
     """Choose the shape and the ranks of every target.
 
     Raises
@@ -59,68 +80,136 @@ def plan_model(targets: Sequence[Target], config: MPOConfig, calibration: Calibr
     Of every low-rank plan a basis is kept until it is carried out, together no larger than the weights.
     """
     for target in targets:
-        if not all(map(math.isfinite, torch.stack(torch.aminmax(target.weight.detach())).tolist())):
-            raise ValueError(f"model: the weight of {target.name} holds NaN or Inf; load a sound checkpoint")
-    planner = _Planner(config, calibration)
-    if config.is_lossless:
-        return [planner.interleaved(target, None) for target in targets]
-    if config.ratio is not None and config.allot == "model":
-        plans = planner.share_budget(targets, config.ratio)
+        check_finite(target)
+    planner = Planner(config)
+    metrics = [calibration.weight(target.name) if calibration is not None else None for target in targets]
+    if shares_budget(config):
+        plans, spectra = [], []
+        for target, metric in _progress(list(zip(targets, metrics, strict=True)), "spectra"):
+            plan = planner.draft(target, metric)
+            plans.append(plan)
+            spectra.append(relative_spectra(plan))
+        ranks = allot(targets, spectra, config)
+        plans = [replace(plan, rank=rank) for plan, rank in zip(plans, ranks, strict=True)]
     else:
-        pairs = list(zip(targets, _ranks_by_module(targets, config), strict=True))
-        plans = [planner.alone(target, rank) for target, rank in _progress(pairs, "spectra")]
+        each = list(zip(targets, metrics, own_ranks(targets, config), strict=True))
+        plans = [planner.alone(*arguments) for arguments in _progress(each, "spectra")]
     if config.shape == "auto":
         plans = [planner.challenge(plan) for plan in _progress(plans, "choose shapes")]
     return plans
 
 
-class _Planner:
-    def __init__(self, config: MPOConfig, calibration: Calibration | None) -> None:
+def check_finite(matrix: Matrix) -> None:
+    """Refuse a weight that no decomposition could be of.
+
+    Raises
+    ------
+    ValueError
+        If it holds NaN or Inf.
+    """
+    if not all(map(math.isfinite, torch.stack(torch.aminmax(matrix.weight.detach())).tolist())):
+        raise ValueError(f"model: the weight of {matrix.name} holds NaN or Inf; load a sound checkpoint")
+
+
+def shares_budget(config: MPOConfig) -> bool:
+    """Whether all spectra must be known before any matrix is cut."""
+    return config.ratio is not None and config.allot == "model"
+
+
+def allot(matrices: Sequence[Matrix], spectra: Sequence[Sequence[np.ndarray]], config: MPOConfig) -> list[Any]:
+    """The ranks of drafts under one budget, by relative (weighted) discarded weight per parameter."""
+    assert config.ratio is not None
+    budget = math.floor(config.ratio * sum(math.prod(_size(matrix)) for matrix in matrices) + 1e-9)
+    shapes = [_first_shape(matrix, config) for matrix in matrices]
+    ranks = tnmpo.allot_ranks(spectra, [shape.site_sizes for shape in shapes], budget)
+    return list(ranks) if config.shape == "interleaved" else [chosen[1] for chosen in ranks]
+
+
+def own_ranks(matrices: Sequence[Matrix], config: MPOConfig) -> list[Any]:
+    """What every matrix is cut to by itself; None keeps it whole.
+
+    Raises
+    ------
+    ValueError
+        If a pattern of a rank dictionary matches no matrix.
+    """
+    if config.ratio is not None:
+        return [float(config.ratio)] * len(matrices)
+    if config.tol is not None:
+        return [tnmpo.Tolerance(config.tol)] * len(matrices)
+    if not isinstance(config.rank, Mapping):
+        return [config.rank] * len(matrices)
+    for pattern in config.rank:
+        if not any(_names_any(pattern, matrix) for matrix in matrices):
+            raise ValueError(
+                f"rank: the pattern {pattern!r} matches none of the targeted modules "
+                f"({', '.join(matrix.name for matrix in matrices[:5])}, ...); correct it"
+            )
+    return [
+        next((rank for pattern, rank in config.rank.items() if _names_any(pattern, matrix)), None)
+        for matrix in matrices
+    ]
+
+
+def _first_shape(matrix: Matrix, config: MPOConfig) -> tnmpo.MPOShape:
+    """Before a challenge."""
+    if config.shape == "interleaved":
+        return config.interleaved_shape(_size(matrix), is_embedding=matrix.is_embedding)
+    return tnmpo.MPOShape.low_rank(_size(matrix))
+
+
+class Planner:
+    """Decides about one matrix at a time, in the norm of ``metric``."""
+
+    def __init__(self, config: MPOConfig) -> None:
         self.config = config
-        self.calibration = calibration
 
-    def interleaved(self, target: Target, rank: Any) -> Plan:
-        shape = self.config.interleaved_shape(_size(target), is_embedding=target.is_embedding)
-        return Plan(target, shape, rank, self._metric(target))
+    def draft(self, matrix: M, metric: tnmpo.Weight | None) -> Plan[M]:
+        """A plan whose rank is not known yet."""
+        is_interleaved = self.config.shape == "interleaved"
+        return self._interleaved(matrix, metric, None) if is_interleaved else self._low_rank(matrix, metric, None)
 
-    def low_rank(self, target: Target, rank: Any) -> Plan:
-        metric = self._metric(target)
-        with _naming(target):
-            basis = low_rank_basis(target.weight, metric)
-        return Plan(target, tnmpo.MPOShape.low_rank(_size(target)), rank, metric, basis)
-
-    def alone(self, target: Target, rank: Any) -> Plan:
+    def alone(self, matrix: M, metric: tnmpo.Weight | None, rank: Any) -> Plan[M]:
         """The plan of a matrix that has its budget to itself; ``rank`` None keeps it whole."""
         is_interleaved = self.config.shape == "interleaved" or rank is None
-        plan = self.interleaved(target, rank) if is_interleaved else self.low_rank(target, rank)
+        plan = self._interleaved(matrix, metric, rank) if is_interleaved else self._low_rank(matrix, metric, rank)
         if isinstance(rank, float):
             # Of an interleaved one, the paper's baseline: one cap for all bonds of the matrix.
-            return replace(plan, rank=_largest_cap(plan.shape, target, rank))
+            return replace(plan, rank=_largest_cap(plan.shape, matrix, rank))
         return self._settled(plan, rank) if isinstance(rank, tnmpo.Tolerance) else plan
 
-    def share_budget(self, targets: Sequence[Target], ratio: float) -> list[Plan]:
-        """One budget over all matrices, by relative (weighted) discarded weight per parameter."""
-        make = self.interleaved if self.config.shape == "interleaved" else self.low_rank
-        plans, spectra = [], []
-        for target in _progress(targets, "spectra"):
-            plan = make(target, None)
-            plans.append(plan)
-            spectra.append(_relative_spectra(plan))
-        budget = math.floor(ratio * sum(math.prod(_size(target)) for target in targets) + 1e-9)
-        ranks = tnmpo.allot_ranks(spectra, [plan.shape.site_sizes for plan in plans], budget)
-        return [
-            replace(plan, rank=chosen if plan.basis is None else chosen[1])
-            for plan, chosen in zip(plans, ranks, strict=True)
-        ]
+    def challenge(self, plan: Plan[M]) -> Plan[M]:
+        """Take an interleaved MPO instead, where it has the lower error with no more parameters."""
+        if plan.basis is None:
+            return plan
+        size, error = plan.n_parameters, plan.basis.relative_error(plan.rank)
+        is_cap = self.config.rank is not None
+        rank = plan.rank if is_cap else tnmpo.ParameterBudget(size)
+        rival = self._interleaved(plan.target, plan.metric, rank)
+        if rival.shape.n_parameters((1,) * (rival.shape.order + 1)) > size:
+            return plan
+        mpo, rival_error = decompose(rival)
+        if mpo.n_parameters <= size and (rival_error or 0.0) < error:
+            return replace(rival, rank=mpo.ranks, result=(mpo, rival_error))
+        return plan
 
-    def _settled(self, plan: Plan, tolerance: tnmpo.Tolerance) -> Plan:
+    def _interleaved(self, matrix: M, metric: tnmpo.Weight | None, rank: Any) -> Plan[M]:
+        shape = self.config.interleaved_shape(_size(matrix), is_embedding=matrix.is_embedding)
+        return Plan(matrix, shape, rank, metric)
+
+    def _low_rank(self, matrix: M, metric: tnmpo.Weight | None, rank: Any) -> Plan[M]:
+        with _naming(matrix):
+            basis = low_rank_basis(matrix.weight, metric)
+        return Plan(matrix, tnmpo.MPOShape.low_rank(_size(matrix)), rank, metric, basis)
+
+    def _settled(self, plan: Plan[M], tolerance: tnmpo.Tolerance) -> Plan[M]:
         """Find the ranks that a tolerance needs; a matrix whose factors would be larger than itself stays whole."""
         if plan.basis is None:
             return self._settled_interleaved(plan, tolerance.relative)
         _, rank, _ = tolerance.choose([plan.basis.spectrum], plan.shape.site_sizes)
         return _whole(plan) if rank > _break_even(plan.target) else replace(plan, rank=rank)
 
-    def _settled_interleaved(self, plan: Plan, wanted: float) -> Plan:
+    def _settled_interleaved(self, plan: Plan[M], wanted: float) -> Plan[M]:
         """An interleaved MPO is cut in the unweighted norm: cut less until the weighted error is small enough."""
         limit = wanted
         while True:
@@ -129,25 +218,8 @@ class _Planner:
                 return replace(plan, rank=mpo.ranks, result=(mpo, error))
             limit *= 0.95 * wanted / error
 
-    def challenge(self, plan: Plan) -> Plan:
-        """Take an interleaved MPO instead, where it has the lower error with no more parameters."""
-        if plan.basis is None:
-            return plan
-        size, error = plan.n_parameters, plan.basis.relative_error(plan.rank)
-        is_cap = self.config.rank is not None
-        rival = self.interleaved(plan.target, plan.rank if is_cap else tnmpo.ParameterBudget(size))
-        if rival.shape.n_parameters((1,) * (rival.shape.order + 1)) > size:
-            return plan
-        mpo, rival_error = decompose(rival)
-        if mpo.n_parameters <= size and (rival_error or 0.0) < error:
-            return replace(rival, rank=mpo.ranks, result=(mpo, rival_error))
-        return plan
 
-    def _metric(self, target: Target) -> tnmpo.Weight | None:
-        return self.calibration.weight(target.name) if self.calibration is not None else None
-
-
-def decompose(plan: Plan) -> Result:
+def decompose(plan: Plan[Any]) -> Result:
     """Carry out the decomposition of a plan; also its relative error in the calibrated norm.
 
     The error is None where nothing was cut.
@@ -173,7 +245,7 @@ def decompose(plan: Plan) -> Result:
     return mpo, _relative_error(plan, mpo)  # the record is in another norm, or counts the padding
 
 
-def _relative_error(plan: Plan, mpo: tnmpo.MPO) -> float:
+def _relative_error(plan: Plan[Any], mpo: tnmpo.MPO) -> float:
     weight = plan.target.weight.detach()
     rows, cols = weight.shape
     norm = _norm(weight, plan.metric)
@@ -195,7 +267,7 @@ def _norm(matrix: torch.Tensor, metric: tnmpo.Weight | None) -> float:
 
 
 @contextmanager
-def _naming(target: Target) -> Iterator[None]:
+def _naming(target: Matrix) -> Iterator[None]:
     """Say whose matrix it is that a factorisation fails for."""
     try:
         yield
@@ -204,7 +276,8 @@ def _naming(target: Target) -> Iterator[None]:
         raise
 
 
-def _relative_spectra(plan: Plan) -> list[np.ndarray]:
+def relative_spectra(plan: Plan[Any]) -> list[np.ndarray]:
+    """Of every bond of a draft, over the norm of its matrix: what a shared budget is allotted by."""
     if plan.basis is not None:
         # beyond the break-even a low-rank layer would be larger and slower than a dense one
         return [plan.basis.spectrum[: _break_even(plan.target)] / (plan.basis.norm or 1.0)]
@@ -215,18 +288,18 @@ def _relative_spectra(plan: Plan) -> list[np.ndarray]:
     return [spectrum / (norm or 1.0) for spectrum in spectra]
 
 
-def _break_even(target: Target) -> int:
+def _break_even(target: Matrix) -> int:
     """The largest rank at which ``U V`` is smaller than the matrix."""
     rows, cols = _size(target)
     return max(1, (rows * cols - 1) // (rows + cols))
 
 
-def _whole(plan: Plan) -> Plan:
+def _whole(plan: Plan[M]) -> Plan[M]:
     rows, cols = _size(plan.target)
     return replace(plan, shape=tnmpo.MPOShape((rows,), (cols,)), rank=None, basis=None)
 
 
-def _largest_cap(shape: tnmpo.MPOShape, target: Target, ratio: float) -> int:
+def _largest_cap(shape: tnmpo.MPOShape, target: Matrix, ratio: float) -> int:
     """The largest single cap at which the MPO keeps no more than ``ratio`` of the matrix."""
     budget = ratio * math.prod(_size(target)) + 1e-9
     caps = range(1, max(shape.full_ranks) + 1)
@@ -238,29 +311,11 @@ def _largest_cap(shape: tnmpo.MPOShape, target: Target, ratio: float) -> int:
     return fitting[-1]
 
 
-def _ranks_by_module(targets: Sequence[Target], config: MPOConfig) -> list[Any]:
-    if config.ratio is not None:
-        return [float(config.ratio)] * len(targets)
-    if config.tol is not None:
-        return [tnmpo.Tolerance(config.tol)] * len(targets)
-    if not isinstance(config.rank, Mapping):
-        return [config.rank] * len(targets)
-    for pattern in config.rank:
-        if not any(_names_any(pattern, target) for target in targets):
-            raise ValueError(
-                f"rank: the pattern {pattern!r} matches none of the targeted modules "
-                f"({', '.join(target.name for target in targets[:5])}, ...); correct it"
-            )
-    return [
-        next((rank for pattern, rank in config.rank.items() if _names_any(pattern, target)), None) for target in targets
-    ]
-
-
-def _names_any(pattern: str, target: Target) -> bool:
+def _names_any(pattern: str, target: Matrix) -> bool:
     return any(matches_name(pattern, name) for name in target.names)
 
 
-def _size(target: Target) -> tuple[int, int]:
+def _size(target: Matrix) -> tuple[int, int]:
     rows, cols = target.weight.shape
     return rows, cols
 

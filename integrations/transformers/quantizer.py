@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 import transformers
-from safetensors import safe_open
 from torch import nn
 from transformers.quantizers.auto import register_quantization_config, register_quantizer
 from transformers.quantizers.base import HfQuantizer
 
 from .config import MPOConfig
-from .manifest import Entry, describe, install, retie, set_trainable
+from .manifest import describe, install, retie, set_trainable
 from .report import CompressionReport
 from .targets import mpo_layers
 
@@ -42,16 +40,13 @@ class MPOQuantizer(HfQuantizer):
                 "compress the checkpoint with compress_checkpoint, then load it"
             )
 
-    def _process_model_before_weight_loading(
-        self, model: Any, checkpoint_files: list[str] | None = None, **kwargs: Any
-    ) -> None:
+    def _process_model_before_weight_loading(self, model: Any, **kwargs: Any) -> None:
         if self.pre_quantized:
             if not self.quantization_config.layers:
                 raise ValueError(
                     "quantization_config: config.json says that the model is compressed, but describes no layers; "
                     "save it again with save_pretrained"
                 )
-            _check_files(self.quantization_config.layers, checkpoint_files or [])
             install(model, self.quantization_config.layers)
 
     def _process_model_after_weight_loading(self, model: Any, **kwargs: Any) -> None:
@@ -136,30 +131,6 @@ def _transformers_models(model: nn.Module) -> list[Any]:
     return [module for module in model.modules() if isinstance(module, transformers.PreTrainedModel)]
 
 
-def _check_files(layers: Mapping[str, Entry], files: Sequence[str]) -> None:
-    """Refuse, before anything is loaded, a checkpoint whose cores are not those of the manifest."""
-    if not files or not all(file.endswith(".safetensors") for file in files):
-        return  # another format, or a state dict: what stays empty is found after loading
-    shapes: dict[str, list[int]] = {}
-    for path in files:
-        with safe_open(path, framework="pt") as file:
-            shapes.update({name: file.get_slice(name).get_shape() for name in file.keys()})  # noqa: SIM118
-    for layer, entry in layers.items():
-        if entry["tied_to"]:
-            continue
-        ranks = entry["ranks"]
-        wanted = zip(ranks, entry["rows"], entry["cols"], ranks[1:], strict=False)
-        for site, shape in enumerate(map(list, wanted)):
-            name = f"{layer}.cores.{site}"
-            if name not in shapes:
-                raise ValueError(f"the checkpoint lacks the core {name} of shape {shape}; save the model anew")
-            if shapes[name] != shape:
-                raise ValueError(
-                    f"the checkpoint has the core {name} with shape {shapes[name]}, its config.json says {shape}; "
-                    "save the model anew"
-                )
-
-
 def _check_filled(model: nn.Module) -> None:
     empty = [
         f"{name}.cores.{site}"
@@ -169,6 +140,6 @@ def _check_filled(model: nn.Module) -> None:
     ]
     if empty:
         raise ValueError(
-            f"the checkpoint lacks {len(empty)} cores of its layers: {', '.join(empty[:3])}"
-            f"{', ...' if len(empty) > 3 else ''}; save the model anew"
+            f"the checkpoint lacks {len(empty)} cores of its layers, or has them in another shape: "
+            f"{', '.join(empty[:3])}{', ...' if len(empty) > 3 else ''}; save the model anew"
         )

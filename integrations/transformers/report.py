@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from torch import nn
 
@@ -15,7 +16,7 @@ from ..torch.contraction import shapes_of
 from ..torch.lookup import LIMIT
 from ..torch.lookup_plan import kept_cuts, table_entries
 from .config import MPOConfig
-from .targets import Target, mpo_layers
+from .targets import Target, dense_weights, mpo_layers, obstacle
 
 _SPEED_BATCH = 512  # tokens at which reports compare the cost with a dense layer
 
@@ -115,6 +116,25 @@ def _lookup_entries(mpo: tnmpo.MPO, entries: int, padded: int) -> int:
     return table_entries(shapes, cuts)
 
 
+class UncoveredWeight(NamedTuple):
+    """A weight of two and more axes that no target covers.
+
+    Attributes
+    ----------
+    name : str
+    parameters : int
+    share : float
+        Of all parameters of the dense model.
+    reason : str
+        The class that owns the weight, and in words why it is not covered.
+    """
+
+    name: str
+    parameters: int
+    share: float
+    reason: str
+
+
 @dataclass(frozen=True)
 class CompressionReport:
     """What ``compress`` did; ``print`` shows it as a table.
@@ -122,14 +142,15 @@ class CompressionReport:
     Attributes
     ----------
     modules : tuple of ModuleReport
-    uncovered : tuple of (name, parameters, share of the model's parameters)
-        Weights of two and more axes that no target covered, largest first.
+    uncovered : tuple of UncoveredWeight
+        Weights of two and more axes that no target covered, largest first: name, parameters, share of the dense
+        model's parameters, reason.
     model_parameters : int
         Of the whole model afterwards, shared ones counted once.
     """
 
     modules: tuple[ModuleReport, ...]
-    uncovered: tuple[tuple[str, int, float], ...]
+    uncovered: tuple[UncoveredWeight, ...]
     model_parameters: int
 
     @property
@@ -185,13 +206,23 @@ class CompressionReport:
             f"error: relative, {norm}; FLOPs: of the dense layer's, at {_SPEED_BATCH} tokens",
             *self._speed(),
             self._memory(),
+            *self._not_covered(),
         ]
-        for name, count, share in self.uncovered[:5]:
-            lines.append(f"not covered: {name}, {count:,} parameters, {share:.1%} of the dense model")
-        if len(self.uncovered) > 5:
-            rest = sum(share for _, _, share in self.uncovered[5:])
-            lines.append(f"not covered: {len(self.uncovered) - 5} more, {rest:.1%} together")
         return "\n".join(lines)
+
+    def _not_covered(self) -> Iterator[str]:
+        """The five largest kinds of weights; those that differ in the number of their layer are one kind."""
+        kinds: dict[tuple[str, str], list[UncoveredWeight]] = {}
+        for weight in self.uncovered:
+            kinds.setdefault((re.sub(r"\.\d+(?=\.)", ".*", weight.name), weight.reason), []).append(weight)
+        ordered = sorted(kinds.items(), key=lambda entry: -sum(weight.parameters for weight in entry[1]))
+        for (pattern, reason), weights in ordered[:5]:
+            name = weights[0].name if len(weights) == 1 else f"{pattern} ({len(weights)} weights)"
+            count, share = (sum(getattr(weight, field) for weight in weights) for field in ("parameters", "share"))
+            yield f"not covered: {name}, {count:,} parameters, {share:.1%} of the dense model: {reason}"
+        rest = [weight.share for _, weights in ordered[5:] for weight in weights]
+        if rest:
+            yield f"not covered: {len(rest)} more, {sum(rest):.1%} together"
 
     def _speed(self) -> Iterator[str]:
         linear = [module for module in self.modules if module.relative_cost is not None]
@@ -232,16 +263,20 @@ def _bytes(count: int) -> str:
     return f"{count / 1e6:,.1f} MB" if count >= 1e5 else f"{count / 1e3:,.1f} kB"
 
 
-def uncovered_weights(model: nn.Module, targets: Sequence[Target]) -> tuple[tuple[str, int, float], ...]:
-    """The weights of two and more axes that are in no target, largest first, with their share of all parameters."""
-    covered = {id(target.weight) for target in targets}
+def uncovered_weights(model: nn.Module, targets: Sequence[Target]) -> tuple[UncoveredWeight, ...]:
+    """The weights of two and more axes that are in no target and no MPO layer, largest first."""
+    covered = {id(target.parameter) for target in targets}
+    covered.update(id(core) for _, layer, _ in mpo_layers(model) for core in layer.cores)
+    untargeted = {id(target.parameter) for target in dense_weights(model)}
     total = sum(parameter.numel() for parameter in model.parameters())
-    rest = [
-        (name, parameter.numel(), parameter.numel() / total)
-        for name, parameter in model.named_parameters()
-        if parameter.ndim >= 2 and id(parameter) not in covered
-    ]
-    return tuple(sorted(rest, key=lambda entry: -entry[1]))
+    rest = []
+    for name, parameter in model.named_parameters():
+        if parameter.ndim >= 2 and id(parameter) not in covered:
+            owner = model.get_submodule(name.rpartition(".")[0])
+            is_free = id(parameter) in untargeted
+            reason = f"{type(owner).__name__}, not targeted" if is_free else obstacle(owner, parameter)
+            rest.append(UncoveredWeight(name, parameter.numel(), parameter.numel() / total, reason))
+    return tuple(sorted(rest, key=lambda weight: -weight.parameters))
 
 
 @dataclass(frozen=True)
@@ -299,3 +334,15 @@ def parameter_report(model: nn.Module) -> ParameterReport:
         auxiliary=auxiliary,
         other=total - central - auxiliary,
     )
+
+
+def print_trainable_parameters(model: nn.Module) -> None:
+    """Print how many parameters are trained, in PEFT's words and format; shared ones count once.
+
+    Examples
+    --------
+    >>> import torch
+    >>> print_trainable_parameters(torch.nn.Linear(3, 2))
+    trainable params: 8 || all params: 8 || trainable%: 100.0000
+    """
+    print(str(parameter_report(model)).splitlines()[0])

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -78,6 +78,11 @@ class SqueezeLog:
         """Plain values, for a JSON file."""
         return asdict(self)
 
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> SqueezeLog:
+        """The log that ``to_dict`` wrote, to go on from."""
+        return cls(**{**values, "steps": [SqueezeStep(**step) for step in values["steps"]]})
+
     def __str__(self) -> str:
         width = max([len(step.module) for step in self.steps], default=6)
         lines = [f"{'step':>4}  {'module':{width}}  bond  {'rank':>11}  {'loss':>8}  {'parameters':>12}  {'score':>7}"]
@@ -102,6 +107,7 @@ def squeeze(
     criterion: str = "per_parameter",
     calibration: Calibration | None = None,
     on_step: Callable[[SqueezeLog], None] | None = None,
+    log: SqueezeLog | None = None,
 ) -> SqueezeLog:
     """Lower bond dimensions one after another, with light fine-tuning in between.
 
@@ -130,6 +136,9 @@ def squeeze(
         Losses of low-rank layers, and their cuts, are then in the calibrated norm.
     on_step : callable(SqueezeLog), optional
         Called after every step, e.g. to save the model and the log.
+    log : SqueezeLog, optional
+        Of a squeeze that was interrupted, to go on from: ``model`` is then the one that was saved with it. The steps in
+        it count, and its baseline is that of the first start. A finished log comes back as it is.
 
     Returns
     -------
@@ -145,7 +154,7 @@ def squeeze(
     Algorithm 2 of Liu et al. (ACL 2021). Losses come from the Schmidt spectra of the current cores, which one sweep
     per matrix finds without forming it. An exception, Ctrl-C too, leaves the model in the last state that was kept.
     """
-    _check(max_drop, max_steps, step, criterion)
+    check_squeezing(max_drop, max_steps, step, criterion)
     layers = {name: (layer, tied) for name, layer, tied in require_mpo_layers(model, "squeeze")}
     metrics = {name: calibration.weight(name) if calibration is not None else None for name in layers}
     if calibration is not None and not any(metrics.values()):
@@ -153,7 +162,10 @@ def squeeze(
             f"calibration: it knows none of the compressed modules ({next(iter(layers))}, ...); "
             "calibrate the very model that is squeezed"
         )
-    log = SqueezeLog(baseline=float(evaluate(model)), parameters=_parameters_at_rest(layers))
+    if log is None:
+        log = SqueezeLog(baseline=float(evaluate(model)), parameters=_parameters_at_rest(layers))
+    elif log.stopped != "running":
+        return log
     while len(log.steps) < max_steps:
         candidates = [
             candidate
@@ -251,7 +263,8 @@ def _parameters_at_rest(layers: dict[str, tuple[MPOLayer, list[MPOLayer]]]) -> i
     return sum(layer.shape_at_rest.n_parameters(layer.ranks_at_rest) for layer, _ in layers.values())
 
 
-def _check(max_drop: Any, max_steps: Any, step: Any, criterion: Any) -> None:
+def check_squeezing(max_drop: Any, max_steps: Any, step: Any, criterion: Any) -> None:
+    """Refuse settings of ``squeeze`` that are out of range."""
     if isinstance(max_drop, bool) or not isinstance(max_drop, int | float):
         raise TypeError(f"max_drop: got {max_drop!r}, expected a number >= 0 in the metric's units")
     if not 0 <= max_drop < math.inf:

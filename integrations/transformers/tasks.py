@@ -1,38 +1,26 @@
-"""The GLUE tasks by name, as data: which columns, how many labels, which score, and where the examples lie.
+"""The GLUE tasks by name, as data: which columns, how many labels, which scores, and where the examples lie.
 
 Nothing here knows a model. A task is loaded from a local folder in GLUE's own layout or from the Hugging
 Face hub.
 """
 
-import csv
+from __future__ import annotations
+
 import difflib
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
-from functools import partial
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike
-from scipy.stats import spearmanr
-from sklearn.metrics import accuracy_score, f1_score, matthews_corrcoef
+
+from .glue_files import LARGEST_SCORE, PAIR, Examples, folded, read_folder
+from .metrics import METRICS
 
 __all__ = ["Split", "Task", "TaskData", "get_task", "load_task"]
 
 HUB_DATASET = "nyu-mll/glue"
-
-
-def _spearman(labels: np.ndarray, predictions: np.ndarray) -> float:
-    if np.ptp(predictions) == 0 or np.ptp(labels) == 0:
-        return 0.0  # a constant orders nothing; scipy would answer NaN, which no threshold can be compared with
-    return float(spearmanr(labels, predictions).statistic)
-
-
-_METRICS: dict[str, Callable[[np.ndarray, np.ndarray], float]] = {
-    "accuracy": accuracy_score,
-    "matthews": matthews_corrcoef,
-    "f1": partial(f1_score, zero_division=0.0),
-    "spearman": _spearman,
-}
 
 
 @dataclass(frozen=True)
@@ -48,28 +36,32 @@ class Task:
     n_labels : int
         Number of classes; 1 means regression.
     metric : str
-        ``"accuracy"``, ``"matthews"`` (Matthews' correlation), ``"f1"`` (of class 1) or ``"spearman"``
-        (rank correlation). Higher is better for each.
+        The main one, that ``score`` answers: ``"accuracy"``, ``"matthews"`` (Matthews' correlation), ``"f1"`` (of
+        class 1), ``"spearman"`` (rank correlation) or ``"pearson"``. Higher is better for each.
+    further_metrics : tuple of str
+        What is reported beside it.
 
     Raises
     ------
     ValueError
-        If the metric is none of these.
+        If a metric is none of these.
 
     Examples
     --------
-    >>> get_task("stsb")
-    Task(name='stsb', columns=('sentence1', 'sentence2'), n_labels=1, metric='spearman')
+    >>> get_task("stsb").metric, get_task("stsb").further_metrics
+    ('spearman', ('pearson',))
     """
 
     name: str
     columns: tuple[str, ...]
     n_labels: int
     metric: str
+    further_metrics: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
-        if self.metric not in _METRICS:
-            raise ValueError(f"Task: metric is {self.metric!r}; pass one of {', '.join(_METRICS)}")
+        for metric in (self.metric, *self.further_metrics):
+            if metric not in METRICS:
+                raise ValueError(f"Task: metric is {metric!r}; pass one of {', '.join(METRICS)}")
 
     @property
     def is_regression(self) -> bool:
@@ -104,6 +96,18 @@ class Task:
         >>> get_task("sst2").score([1, 0, 1, 1], [1, 0, 0, 1])
         0.75
         """
+        return self.scores(predictions, labels)[self.metric]
+
+    def scores(self, predictions: ArrayLike, labels: ArrayLike) -> dict[str, float]:
+        """Every metric that GLUE reports for the task, by name, the main one first.
+
+        Parameters and errors are those of ``score``.
+
+        Examples
+        --------
+        >>> get_task("mrpc").scores([1, 1, 1, 0], [1, 1, 0, 0])
+        {'f1': 0.8, 'accuracy': 0.75}
+        """
         guessed, right = np.asarray(predictions), np.asarray(labels)
         if guessed.ndim != 1 or guessed.shape != right.shape or guessed.size == 0:
             raise ValueError(
@@ -117,7 +121,23 @@ class Task:
             )
         if not np.isfinite(guessed).all():
             raise ValueError("score: predictions hold NaN or infinities; the model that made them has diverged")
-        return float(_METRICS[self.metric](right, guessed))
+        return {name: float(METRICS[name](right, guessed)) for name in (self.metric, *self.further_metrics)}
+
+    def majority_score(self, split: Split) -> float:
+        """The score of answering the split's most frequent class throughout.
+
+        A model that scores just this has learned nothing that the score shows, as is usual on WNLI. A correlation,
+        and so every regression, has 0.
+
+        Examples
+        --------
+        >>> get_task("wnli").majority_score(Split((("a", "b"),) * 4, np.array([0, 0, 1, 0])))
+        0.75
+        """
+        if self.is_regression:
+            return 0.0
+        values, counts = np.unique(split.labels, return_counts=True)
+        return self.score(np.full_like(split.labels, values[counts.argmax()]), split.labels)
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -160,7 +180,7 @@ class Split:
     def __repr__(self) -> str:
         return f"Split({len(self)} examples)"
 
-    def spread(self, n: int) -> "Split":
+    def spread(self, n: int) -> Split:
         """``n`` examples at equal distance, every ``len(split) // n``-th from the first on.
 
         GLUE's files are often ordered by source, so their head is no sample of the whole.
@@ -174,7 +194,7 @@ class Split:
             raise ValueError(f"spread: n is {n}; pass 1 to {len(self)}, the number of examples")
         return self._select(range(0, len(self), len(self) // n)[:n])
 
-    def hold_out(self, n: int, seed: int = 0) -> tuple["Split", "Split"]:
+    def hold_out(self, n: int, seed: int = 0) -> tuple[Split, Split]:
         """The split without ``n`` examples drawn at random, and those ``n``: ``(rest, held_out)``.
 
         The dev split is never used to choose what is then reported on it: a part held out of the train split
@@ -196,90 +216,74 @@ class Split:
         order = np.random.default_rng(seed).permutation(len(self)).tolist()
         return self._select(sorted(order[n:])), self._select(sorted(order[:n]))
 
-    def _select(self, indices: Sequence[int]) -> "Split":
+    def _select(self, indices: Sequence[int]) -> Split:
         return Split(tuple(self.texts[i] for i in indices), self.labels[list(indices)])
 
 
 @dataclass(frozen=True)
 class TaskData:
-    """A task with the examples to train on and those to report on.
+    """A task with the examples to train on, those to choose by and those to report on.
 
     Parameters
     ----------
     task : Task
     train, dev : Split
         GLUE's own; for MNLI, dev is the matched one.
+    dev_mismatched : Split, optional
+        MNLI's other one.
+    validation : Split, optional
+        A part held out of the train split: it chooses (epochs, ranks, seeds), so that dev, which is reported on, never
+        does. See ``hold_out``.
     """
 
     task: Task
     train: Split
     dev: Split
+    dev_mismatched: Split | None = None
+    validation: Split | None = None
+
+    @property
+    def dev_splits(self) -> dict[str, Split]:
+        """The splits to report on, by the name of their file: one, or MNLI's two.
+
+        Examples
+        --------
+        >>> split = Split((("a", "b"),), np.array([1]))
+        >>> list(TaskData(get_task("mnli"), split, split, split).dev_splits)
+        ['dev_matched', 'dev_mismatched']
+        """
+        if self.dev_mismatched is None:
+            return {"dev": self.dev}
+        return {"dev_matched": self.dev, "dev_mismatched": self.dev_mismatched}
+
+    def hold_out(self, n: int, seed: int = 0) -> TaskData:
+        """The same with ``n`` random examples of the train split as ``validation``.
+
+        Raises
+        ------
+        ValueError
+            If either part would be empty.
+        """
+        train, validation = self.train.hold_out(n, seed)
+        return replace(self, train=train, validation=validation)
 
 
-@dataclass(frozen=True)
-class _Layout:
-    """Two tab-separated files and where in them the texts and the label stand."""
-
-    texts: tuple[str, ...]
-    label: str
-    classes: tuple[str, ...] = ("0", "1")  # as the file spells them, in the hub's order; () for a regression
-    train: str = "train.tsv"
-    dev: str = "dev.tsv"
-    header: tuple[str, ...] = ()  # the columns' names where the file's first line does not give them
-    drops_short_rows: bool = False
-
-
-@dataclass(frozen=True)
-class _Record:
-    task: Task
-    layouts: tuple[_Layout, ...]
-    hub_dev: str = "validation"
-
-
-_PAIR = ("sentence1", "sentence2")
-_ENTAILMENT = ("entailment", "not_entailment")
-
-_RECORDS = {
-    record.task.name: record
-    for record in (
-        _Record(
-            Task("cola", ("sentence",), 2, "matthews"),
-            (_Layout(("sentence",), "label", header=("source", "label", "star", "sentence")),),
-        ),
-        _Record(Task("sst2", ("sentence",), 2, "accuracy"), (_Layout(("sentence",), "label"),)),
-        _Record(Task("mrpc", _PAIR, 2, "f1"), (_Layout(("#1 String", "#2 String"), "Quality"),)),
-        _Record(
-            Task("stsb", _PAIR, 1, "spearman"),
-            (
-                _Layout(_PAIR, "score", classes=()),
-                _Layout(  # the original STS benchmark; further columns, where there are any, name the source
-                    _PAIR,
-                    "score",
-                    classes=(),
-                    train="train.csv",
-                    dev="dev.csv",
-                    header=("genre", "file", "year", "index", "score", "sentence1", "sentence2"),
-                ),
-            ),
-        ),
-        _Record(
-            Task("qqp", ("question1", "question2"), 2, "f1"),
-            # a few of GLUE's own rows are torn by a line break inside a question; the hub's copy drops them
-            (_Layout(("question1", "question2"), "is_duplicate", drops_short_rows=True),),
-        ),
-        _Record(
-            Task("mnli", ("premise", "hypothesis"), 3, "accuracy"),
-            (_Layout(_PAIR, "gold_label", ("entailment", "neutral", "contradiction"), dev="dev_matched.tsv"),),
-            hub_dev="validation_matched",
-        ),
-        _Record(
-            Task("qnli", ("question", "sentence"), 2, "accuracy"),
-            (_Layout(("question", "sentence"), "label", _ENTAILMENT),),
-        ),
-        _Record(Task("rte", _PAIR, 2, "accuracy"), (_Layout(_PAIR, "label", _ENTAILMENT),)),
-        _Record(Task("wnli", _PAIR, 2, "accuracy"), (_Layout(_PAIR, "label"),)),
+_TASKS = {
+    task.name: task
+    for task in (
+        Task("cola", ("sentence",), 2, "matthews"),
+        Task("sst2", ("sentence",), 2, "accuracy"),
+        Task("mrpc", PAIR, 2, "f1", ("accuracy",)),
+        Task("stsb", PAIR, 1, "spearman", ("pearson",)),
+        Task("qqp", ("question1", "question2"), 2, "f1", ("accuracy",)),
+        Task("mnli", ("premise", "hypothesis"), 3, "accuracy"),
+        Task("qnli", ("question", "sentence"), 2, "accuracy"),
+        Task("rte", PAIR, 2, "accuracy"),
+        Task("wnli", PAIR, 2, "accuracy"),
     )
 }
+
+_HUB_DEV = {"mnli": ("validation_matched", "validation_mismatched")}  # the others have one
 
 
 def get_task(name: str) -> Task:
@@ -295,14 +299,14 @@ def get_task(name: str) -> Task:
     >>> get_task("mnli").n_labels, get_task("stsb").is_regression
     (3, True)
     """
-    if name not in _RECORDS:
-        near = difflib.get_close_matches(_folded(name), _RECORDS, n=1)
+    if name not in _TASKS:
+        near = difflib.get_close_matches(folded(name), _TASKS, n=1)
         hint = f" (did you mean {near[0]!r}?)" if near else ""
-        raise ValueError(f"get_task: name is {name!r}{hint}; pass one of {', '.join(_RECORDS)}")
-    return _RECORDS[name].task
+        raise ValueError(f"get_task: name is {name!r}{hint}; pass one of {', '.join(_TASKS)}")
+    return _TASKS[name]
 
 
-def load_task(name: str, data_dir: str | Path | None = None) -> TaskData:
+def load_task(name: str, data_dir: str | Path | None = None, *, hold_out: int = 0, seed: int = 0) -> TaskData:
     r"""The examples of a GLUE task, from a local folder or from the hub.
 
     Parameters
@@ -313,6 +317,11 @@ def load_task(name: str, data_dir: str | Path | None = None) -> TaskData:
         A folder with the task's files in GLUE's own layout, or one with a folder per task (``SST-2`` or
         ``sst2``). For STS-B the original benchmark's ``train.csv`` and ``dev.csv`` serve as well. None
         downloads from the Hugging Face hub.
+    hold_out : int
+        How many examples of the train split become ``validation``, which chooses in the place of dev; 0 leaves the
+        train split whole.
+    seed : int
+        Of the draw.
 
     Returns
     -------
@@ -322,7 +331,11 @@ def load_task(name: str, data_dir: str | Path | None = None) -> TaskData:
     ------
     ValueError
         If the task is unknown, its files are not found, a row is not as GLUE writes it (the message names
-        file and line), or the hub cannot be reached.
+        file and line), the hub cannot be reached, or no fewer examples are held out than there are.
+
+    Notes
+    -----
+    Quote characters are text. QQP's few rows torn by a line break are dropped, as on the hub.
 
     Examples
     --------
@@ -334,93 +347,37 @@ def load_task(name: str, data_dir: str | Path | None = None) -> TaskData:
     >>> data.train.texts, data.train.labels.tolist()
     ((('a fine film',),), [1])
     """
-    record = _RECORDS[get_task(name).name]
-    return _from_hub(record) if data_dir is None else _from_folder(record, Path(data_dir))
+    task = get_task(name)
+    parts = _from_hub(task) if data_dir is None else read_folder(task.name, Path(data_dir))
+    data = TaskData(task, *(Split(tuple(texts), np.array(labels, _label_dtype(task))) for texts, labels in parts))
+    return data.hold_out(hold_out, seed) if hold_out else data
 
 
-def _from_hub(record: _Record) -> TaskData:
+def _from_hub(task: Task) -> list[Examples]:
     from datasets import load_dataset  # slow to import, and a local folder does without
 
-    task = record.task
     try:
         dataset = load_dataset(HUB_DATASET, task.name)
-    except (
-        OSError,
-        ValueError,
-    ) as error:  # no connection, no such repository; offline with another task cached
+    except (OSError, ValueError) as error:  # no connection, no such repository; offline with another task cached
         raise ValueError(
             f"load_task: {task.name!r} could not be had from the Hugging Face hub ({error}); pass data_dir, "
             "a folder with GLUE's files"
         ) from error
-    train, dev = (
-        Split(
-            tuple(zip(*(dataset[part][column] for column in task.columns), strict=True)),
-            np.array(dataset[part]["label"], dtype=_label_dtype(task)),
-        )
-        for part in ("train", record.hub_dev)
-    )
-    return TaskData(task, train, dev)
+    parts = ("train", *_HUB_DEV.get(task.name, ("validation",)))
+    return [_from_part(task, part, dataset[part]) for part in parts]
 
 
-def _from_folder(record: _Record, root: Path) -> TaskData:
-    task = record.task
-    named = sorted(d for d in root.iterdir() if _folded(d.name) == task.name) if root.is_dir() else []
-    looked_for = []
-    for folder in [*named, root]:
-        for layout in record.layouts:
-            paths = folder / layout.train, folder / layout.dev
-            if all(path.is_file() for path in paths):
-                train, dev = (_read(path, layout, task) for path in paths)
-                return TaskData(task, train, dev)
-            looked_for.append(f"{paths[0]} with {paths[1].name}")
-    if not named:
-        looked_for.insert(0, f"the folder {root / task.name}")
-    raise ValueError(
-        f"load_task: data_dir holds no files of {task.name!r}, looked for {', '.join(looked_for)}; pass the "
-        "folder that holds them, or leave data_dir out to download them from the Hugging Face hub"
-    )
-
-
-def _read(path: Path, layout: _Layout, task: Task) -> Split:
-    texts, labels = [], []
-    for line, (*sentences, label) in _rows(path, layout):
-        texts.append(tuple(sentences))
-        try:
-            labels.append(layout.classes.index(label) if layout.classes else float(label))
-        except ValueError as error:
-            wanted = f"one of {', '.join(layout.classes)}" if layout.classes else "a number"
-            raise ValueError(f"load_task: {path}, line {line}: the label is {label!r}; it must be {wanted}") from error
-    return Split(tuple(texts), np.array(labels, dtype=_label_dtype(task)))
-
-
-def _rows(path: Path, layout: _Layout) -> Iterator[tuple[int, list[str]]]:
-    """Every row's line number and its texts with the label at the end; blank lines are passed over."""
-    # utf-8-sig: MRPC's files begin with a byte order mark
-    with path.open(encoding="utf-8-sig", newline="") as file:
-        # quoting off: the texts hold bare quote characters
-        reader = csv.reader(file, delimiter="\t", quoting=csv.QUOTE_NONE)
-        header = layout.header or tuple(next(reader, ()))
-        wanted = (*layout.texts, layout.label)
-        if missing := [column for column in wanted if column not in header]:
+def _from_part(task: Task, part: str, rows: Any) -> Examples:
+    labels = list(rows["label"])
+    largest = LARGEST_SCORE if task.is_regression else task.n_labels - 1
+    for number, label in enumerate(labels):
+        if not 0 <= label <= largest:  # the hub's own mark of a hidden label is -1
             raise ValueError(
-                f"load_task: {path}, line 1: no column {', '.join(missing)} in "
-                f"{', '.join(header) or 'no header'}; pass a data_dir with GLUE's own files"
+                f"load_task: {HUB_DATASET}, {task.name}, {part}, example {number}: the label is {label}; "
+                f"it must be from 0 to {largest:g}"
             )
-        positions = [header.index(column) for column in wanted]
-        for row in reader:
-            if len(row) > max(positions):
-                yield reader.line_num, [row[position] for position in positions]
-            elif row and not layout.drops_short_rows:
-                raise ValueError(
-                    f"load_task: {path}, line {reader.line_num}: {len(row)} columns where at least "
-                    f"{max(positions) + 1} are needed; mend or remove the line"
-                )
+    return list(zip(*(rows[column] for column in task.columns), strict=True)), labels
 
 
 def _label_dtype(task: Task) -> type[np.generic]:
     return np.float64 if task.is_regression else np.int64
-
-
-def _folded(name: str) -> str:
-    """GLUE's folder names and the hub's task names, spelt alike: ``SST-2`` is ``sst2``."""
-    return name.lower().replace("-", "").replace("_", "")
