@@ -25,8 +25,6 @@ from tnmpo.integrations.transformers.targets import mpo_layers
 from transformers import AutoModelForSequenceClassification, Trainer, TrainingArguments
 
 # PEFT asks transformers for an attribute that 5.23 calls deprecated.
-pytestmark = pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing:FutureWarning")
-
 LOW_RANK = MPOConfig(ratio=0.6, shape="low_rank")
 INTERLEAVED = MPOConfig(rank=6, shape="interleaved", order=4)
 EVERY_SHAPE = pytest.mark.parametrize("settings", [LOW_RANK, INTERLEAVED], ids=["low-rank", "interleaved"])

@@ -455,7 +455,6 @@ def test_reproduce_goes_on_where_it_was_interrupted_and_puts_the_published_ratio
     assert f"as the paper counts: {light['auxiliary']:,}, {1 - light['auxiliary'] / dense['parameters']:.1%}" in text
 
 
-@pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")  # PEFT reads it
 def test_adapter_extract_and_apply_give_the_fine_tuned_model_back(folder, small, tmp_path):
     tuned, adapter, back = tmp_path / "tuned", tmp_path / "adapter", tmp_path / "back"
     run("finetune", small[0], tuned, *on_glue(folder), "--steps", 2, "--lfa", "--learning-rate", 0.01)

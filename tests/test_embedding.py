@@ -617,3 +617,11 @@ def test_function_transforms():
     layer(ids).square().sum().backward()
     for name, parameter in parameters.items():
         torch.testing.assert_close(gradients[name], parameter.grad, rtol=1e-9, atol=1e-12)
+
+
+def test_a_layer_knows_its_memory_and_answers_before_its_mode_was_ever_set():
+    layer = MPOEmbedding.from_embedding(nn.Embedding(12, 6), shape=((3, 4), (2, 3)))
+    assert layer.resident_bytes["cache"] == 0
+    layer.training = False  # not by eval()
+    with torch.no_grad():
+        assert torch.equal(layer(torch.arange(12)), layer.eval()(torch.arange(12)))

@@ -71,6 +71,7 @@ class MPOEmbedding(MPOLayer):
         cache: bool = True,
     ) -> None:
         super().__init__(mpo, (num_embeddings, embedding_dim))
+        self._kept = KeptTables()
         self.padding_idx = padding_idx
         self.cache = cache
 

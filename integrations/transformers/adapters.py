@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import peft
 import torch
 from peft import LoraConfig, PeftConfig, PeftModel, get_peft_model
 from peft.mapping import (
@@ -23,6 +24,9 @@ from ..torch import MPOLayer, MPOLinear
 from .adapter_targets import auxiliary_tensors, shapes_of_auxiliary
 from .adapter_tuner import MPOTuner, MPOTunerLayer
 from .targets import require_mpo_layers
+
+if not hasattr(MPOTuner, "_get_adapter_state_dict"):  # before 0.21 PEFT saves the methods of its own list alone
+    raise ImportError(f"tnmpo.integrations.transformers.adapters: got peft {peft.__version__}, expected 0.21 or later")
 
 
 class _Method(str):
