@@ -223,6 +223,21 @@ def test_finetune_a_dense_model_on_a_regression(folder, tmp_path):
     assert open_model(tmp_path / "out").config.num_labels == 1
 
 
+def test_what_squeezing_decides_on_can_be_kept_out_of_fine_tuning(folder, small, tmp_path, monkeypatch):
+    train, seen = stages.finetune_model, []
+
+    def noted(*arguments, **settings):
+        seen.append(arguments[3].texts)
+        return train(*arguments, **settings)
+
+    monkeypatch.setattr(stages, "finetune_model", noted)
+    command = (*on_glue(folder), "--steps", 1, "--batch-size", 4, "--hold-out", 16, "--seed", 3)
+    run("finetune", small[0], tmp_path / "out", *command)
+    rest, _ = load_task("sst2", folder / "glue").train.hold_out(16, 3)
+    assert seen == [rest.texts]
+    assert len(rest) == 64 - 16
+
+
 def interrupt_after(monkeypatch, count):
     """Ctrl-C in the middle of the ``count``-th fine-tuning that a stage does."""
     train, calls = stages.finetune_model, []

@@ -115,6 +115,7 @@ finetune:
   # teacher: dense-sst2     # a model whose answers are learned beside the labels
   # early_stop: 3           # evaluations without a better one, on a part of train; then the best is taken
   save_steps: 500           # between checkpoints, and between evaluations with early_stop
+  hold_out: 1000            # not trained on: as many as squeeze's, so that it decides on texts never seen
   seeds: [0, 1, 2]          # one run each; the first one's model is kept, mean and deviation are reported
 
 squeeze:

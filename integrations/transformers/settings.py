@@ -80,6 +80,8 @@ class FinetuneSettings:
         Patience: a part of train decides after so many evaluations without a better one.
     save_steps : int
         Steps between two checkpoints, and with ``early_stop`` between two evaluations.
+    hold_out : int
+        Training examples that are not trained on: those that squeezing decides on with the same number and seed.
     """
 
     steps: int = 2000
@@ -91,8 +93,11 @@ class FinetuneSettings:
     teacher: str | None = None
     early_stop: int | None = None
     save_steps: int = 500
+    hold_out: int = 0
 
     def __post_init__(self) -> None:
+        if isinstance(self.hold_out, bool) or not isinstance(self.hold_out, int) or self.hold_out < 0:
+            raise ValueError(f"hold_out: got {self.hold_out!r}, expected a number of examples, 0 or more")
         _positive(self, "steps", "batch_size", "learning_rate", "core_learning_rate", "early_stop", "save_steps")
         if self.early_stop is not None and self.save_steps >= self.steps:
             raise ValueError(

@@ -123,6 +123,7 @@ def finetune_stage(
     plan = {"model": str(model), "model_written": _written(model), **plain(task), **plain(tuning)}
     plan.pop("seeds")  # another seed may be added to those that are done
     check_plan(work, plan)
+    trained_on = data.train.hold_out(tuning.hold_out, tuning.seeds[0])[0] if tuning.hold_out else data.train
     teacher = open_model(tuning.teacher).to(here.device) if tuning.teacher is not None else None
     runs: list[dict[str, Any]] = []
     for seed in tuning.seeds:
@@ -143,7 +144,7 @@ def finetune_stage(
             network,
             tokenizer,
             data.task,
-            data.train,
+            trained_on,
             steps=tuning.steps,
             learning_rate=tuning.rate,
             batch_size=tuning.batch_size,

@@ -35,6 +35,10 @@ def finetune(
     save_steps: Annotated[
         int, typer.Option(help="Steps between two checkpoints, and with --early-stop between two evaluations.")
     ] = 500,
+    hold_out: Annotated[
+        int,
+        typer.Option(help="Training examples left out: those that squeeze --hold-out decides on, with the first seed."),
+    ] = 0,
     max_length: MaxLength = 128,
     seed: Annotated[
         list[int] | None,
@@ -62,6 +66,7 @@ def finetune(
             teacher=teacher,
             early_stop=early_stop,
             save_steps=save_steps,
+            hold_out=hold_out,
         )
         target = TaskSettings(task=task, data_dir=data_dir, max_length=max_length)
         here.answer = finetune_stage(here, model, output, target, tuning)
