@@ -12,7 +12,7 @@ import pytest
 import torch
 import transformers
 from safetensors import safe_open
-from tiny import albert, answer, batch, bert
+from tiny import albert, answer, batch, bert, family
 from tnmpo.integrations.transformers import (
     MPOConfig,
     MPOQuantizer,
@@ -83,6 +83,15 @@ def test_what_changed_after_compression_is_what_is_saved(kind, tmp_path):
     assert_equal(model, other)
     other.save_pretrained(tmp_path / "again")
     assert_equal(model, type(model).from_pretrained(tmp_path / "again"))
+
+
+def test_matrices_that_stay_whole_are_not_drawn_anew_on_load(tmp_path):
+    """GPT-2 draws some of its weights by name, whatever the module that holds them."""
+    model = family("gpt2", "GPT2LMHeadModel")
+    report = compress(model, MPOConfig(tol=0.1, target_modules="all-linear"))
+    assert any(module.kind == "whole" and module.name.endswith("c_proj") for module in report.modules)
+    model.save_pretrained(tmp_path)
+    assert_equal(model, type(model).from_pretrained(tmp_path))
 
 
 def test_a_sharded_checkpoint(tmp_path):

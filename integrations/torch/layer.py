@@ -115,7 +115,8 @@ class MPOLayer(nn.Module):
 
         Writing into it changes nothing: set the cores with ``set_cores_``.
         """
-        return contract(list(self.cores), self.weight_shape)
+        weight = contract(list(self.cores), self.weight_shape)
+        return weight.clone() if len(self.cores) == 1 else weight  # not a view of the only core
 
     @property
     def reconstructions(self) -> int:

@@ -56,7 +56,7 @@ def save(model: nn.Module, folder: str | Path, tokenizer: Any = None, **options:
         if tokenizer is not None:
             tokenizer.save_pretrained(part)
         if any(True for _ in mpo_layers(model)):
-            _model_card(model).save(part / _CARD)
+            model_card(model).save(part / _CARD)
 
 
 def load(folder: str | Path, **options: Any) -> Any:
@@ -84,7 +84,7 @@ def load(folder: str | Path, **options: Any) -> Any:
             f"folder: {folder} holds no model that tnmpo saved; for others use transformers' from_pretrained"
         )
     config = transformers.AutoConfig.from_pretrained(folder)
-    cls = _class_named((config.architectures or ["none"])[0])
+    cls = class_named((config.architectures or ["none"])[0])
     try:
         # mismatched weights come back in the information, and by name in the error below
         model, info = cls.from_pretrained(folder, output_loading_info=True, ignore_mismatched_sizes=True, **options)
@@ -160,7 +160,7 @@ def _copy(file: Path, target: Path) -> None:
         shutil.copy2(file, target)
 
 
-def _class_named(name: str) -> Any:
+def class_named(name: str) -> Any:
     """The model class of transformers with that name; a file cannot name anything else."""
     found = getattr(transformers, name, None)
     if not (isinstance(found, type) and issubclass(found, transformers.PreTrainedModel)):
@@ -168,7 +168,7 @@ def _class_named(name: str) -> Any:
     return found
 
 
-def _model_card(model: transformers.PreTrainedModel) -> ModelCard:
+def model_card(model: transformers.PreTrainedModel) -> ModelCard:
     cls = type(model).__name__
     counts = parameter_report(model)
     layers = list(mpo_layers(model))

@@ -20,7 +20,7 @@ from transformers.pytorch_utils import Conv1D
 import tnmpo
 
 from .calibration import Calibration
-from .checkpoint import _model_card, write_text
+from .checkpoint import model_card, write_text
 from .config import MPOConfig
 from .matrix_jobs import MatrixJob, MatrixResult, cut, result_of, survey, surveyed_spectra, write_metric
 from .planning import allot, own_ranks, shares_budget
@@ -28,7 +28,7 @@ from .quantizer import attach
 from .report import CompressionReport, ModuleReport, uncovered_weights
 from .shards import StoredTensor, copy_companions, write_shards
 from .skeleton import StoredModel, open_model, stored_targets
-from .surgery import _install
+from .surgery import put_layers
 from .targets import Target, find_targets
 from .workers import LOCAL, connected, run_each
 
@@ -246,7 +246,7 @@ def _install_all(
         mpo = tnmpo.MPO([core.like for core in result.cores])
         is_weighted = job.metric is not None
         reports.append(ModuleReport.compressed(target, mpo, result.error, config, weighted=is_weighted))
-        _install(model, target, mpo, config)
+        put_layers(model, target, mpo, config)
     report = CompressionReport(tuple(reports), uncovered, sum(p.numel() for p in model.parameters()))
     attach(model, copy.deepcopy(config), report)
     return report
@@ -278,7 +278,7 @@ def _assemble(
     if model.can_generate():
         model.generation_config.save_pretrained(folder)
     copy_companions(dense.checkpoint.folder, folder)
-    _model_card(model).save(folder / "README.md")
+    model_card(model).save(folder / "README.md")
     pieces = {name: ours[name] for name in names} | dense.strangers
     write_shards(folder, pieces, max_shard_size, report.model_parameters)
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 import transformers
 
-from .checkpoint import _class_named
+from .checkpoint import class_named
 from .shards import Checkpoint, StoredTensor, open_checkpoint
 from .targets import Target
 
@@ -50,7 +50,7 @@ def open_model(source: Path) -> StoredModel:
     if quantization is not None:
         raise ValueError(f"source: {source} is quantized already ({quantization}); pass the dense checkpoint")
     with torch.device("meta"):
-        model = _class_named((config.architectures or ["none"])[0])(config)
+        model = class_named((config.architectures or ["none"])[0])(config)
     wanted = model.state_dict()
     prefix = model.base_model_prefix
     stored: dict[str, StoredTensor] = {}

@@ -76,7 +76,7 @@ def compress(model: nn.Module, config: MPOConfig, calibration: Calibration | Non
         replacements.append((plan.target, mpo))
         reports.append(ModuleReport.compressed(plan.target, mpo, error, config, weighted=plan.metric is not None))
     for target, mpo in _taken(replacements):
-        _install(model, target, mpo, config)
+        put_layers(model, target, mpo, config)
     report = CompressionReport(tuple(reports), uncovered, sum(p.numel() for p in model.parameters()))
     attach(model, copy.deepcopy(config), report)
     return report
@@ -158,7 +158,8 @@ def _taken(items: list[_Item]) -> Iterator[_Item]:
         yield items.pop(0)
 
 
-def _install(model: nn.Module, target: Target, mpo: tnmpo.MPO, config: MPOConfig) -> None:
+def put_layers(model: nn.Module, target: Target, mpo: tnmpo.MPO, config: MPOConfig) -> None:
+    """Put layers with the cores of ``mpo`` where the modules of a target are; those that share it share the cores."""
     first: MPOLayer | None = None
     for module in target.modules:
         layer: MPOLayer
