@@ -127,6 +127,10 @@ class MPOConfig(QuantizationConfigMixin):
         """Plain values, for a JSON file."""
         return copy.deepcopy(asdict(self))
 
+    def to_diff_dict(self) -> dict[str, Any]:
+        """All values: none is left out where this is printed."""
+        return self.to_dict()
+
 
 def _check_number(value: Any, name: str, wanted: str, fits: Any) -> None:
     if value is None:

@@ -68,6 +68,22 @@ def install(model: transformers.PreTrainedModel, layers: Mapping[str, Entry]) ->
     retie(model)
 
 
+def unfilled_cores(model: transformers.PreTrainedModel, layers: Mapping[str, Entry]) -> list[str]:
+    """The cores that a loader left empty, or filled with tensors of another shape than the manifest's."""
+    modules = dict(model.named_modules())
+    found = []
+    for name, entry in layers.items():
+        place = _resolve(name, model.base_model_prefix, modules)
+        if place is None:
+            continue
+        wanted = zip(entry["ranks"], entry["rows"], entry["cols"], entry["ranks"][1:], strict=False)
+        for site, (shape, core) in enumerate(zip(wanted, modules[place].cores, strict=True)):
+            is_filled = getattr(core, "_is_hf_initialized", False) and not core.is_meta
+            if not is_filled or tuple(core.shape) != shape:
+                found.append(f"{place}.cores.{site}")
+    return found
+
+
 def set_trainable(model: transformers.PreTrainedModel, layers: Mapping[str, Entry]) -> None:
     """Freeze the cores that were frozen when the model was saved."""
     modules = dict(model.named_modules())

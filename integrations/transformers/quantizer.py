@@ -11,9 +11,8 @@ from transformers.quantizers.auto import register_quantization_config, register_
 from transformers.quantizers.base import HfQuantizer
 
 from .config import MPOConfig
-from .manifest import describe, install, retie, set_trainable
+from .manifest import describe, install, retie, set_trainable, unfilled_cores
 from .report import CompressionReport
-from .targets import mpo_layers
 
 register_quantization_config("mpo")(MPOConfig)
 
@@ -51,8 +50,13 @@ class MPOQuantizer(HfQuantizer):
 
     def _process_model_after_weight_loading(self, model: Any, **kwargs: Any) -> None:
         if self.pre_quantized:
-            _check_filled(model)
-            set_trainable(model, self.quantization_config.layers or {})
+            layers = self.quantization_config.layers or {}
+            if unfilled := unfilled_cores(model, layers):
+                raise ValueError(
+                    f"the checkpoint lacks {len(unfilled)} cores of its layers, or has them in another shape: "
+                    f"{', '.join(unfilled[:3])}{', ...' if len(unfilled) > 3 else ''}; save the model anew"
+                )
+            set_trainable(model, layers)
             attach(model, self.quantization_config)
         else:
             from .surgery import compress  # which attaches this class
@@ -129,17 +133,3 @@ def detach(model: nn.Module) -> None:
 
 def _transformers_models(model: nn.Module) -> list[Any]:
     return [module for module in model.modules() if isinstance(module, transformers.PreTrainedModel)]
-
-
-def _check_filled(model: nn.Module) -> None:
-    empty = [
-        f"{name}.cores.{site}"
-        for name, layer, _ in mpo_layers(model)
-        for site, core in enumerate(layer.cores)
-        if core.is_meta or not getattr(core, "_is_hf_initialized", False)
-    ]
-    if empty:
-        raise ValueError(
-            f"the checkpoint lacks {len(empty)} cores of its layers, or has them in another shape: "
-            f"{', '.join(empty[:3])}{', ...' if len(empty) > 3 else ''}; save the model anew"
-        )
