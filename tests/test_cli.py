@@ -319,7 +319,8 @@ def test_a_finished_squeezing_that_could_not_be_saved_is_only_saved_again(folder
 def test_a_killed_squeezing_goes_on(folder, small, tmp_path):
     """A real signal to the console script: nothing half-written is left in the output's place."""
     output = tmp_path / "out"
-    command = [str(part) for part in ("squeeze", small[0], output, *on_glue(folder), *SQUEEZE, "--examples", 0)]
+    slow = ("--examples", 0, "--finetune-steps", 20)  # three steps, each long enough to be interrupted
+    command = [str(part) for part in ("squeeze", small[0], output, *on_glue(folder), *SQUEEZE, *slow)]
     process = subprocess.Popen([SCRIPT, *command], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     for line in process.stdout:
         if line.startswith("step 1 "):

@@ -16,6 +16,8 @@ from .report import CompressionReport
 
 register_quantization_config("mpo")(MPOConfig)
 
+_ALIGNMENT = 64  # bytes, of torch's allocations on CPUs
+
 
 @register_quantizer("mpo")
 class MPOQuantizer(HfQuantizer):
@@ -56,12 +58,14 @@ class MPOQuantizer(HfQuantizer):
                     f"the checkpoint lacks {len(unfilled)} cores of its layers, or has them in another shape: "
                     f"{', '.join(unfilled[:3])}{', ...' if len(unfilled) > 3 else ''}; save the model anew"
                 )
+            _align(model)
             set_trainable(model, layers)
             attach(model, self.quantization_config)
         else:
             from .surgery import compress  # which attaches this class
 
             compress(model, self.quantization_config)
+            _align(model)
 
     def get_state_dict_and_metadata(self, model: Any) -> tuple[None, dict[str, str]]:
         """Called when the model is saved, before its configuration is written."""
@@ -133,3 +137,14 @@ def detach(model: nn.Module) -> None:
 
 def _transformers_models(model: nn.Module) -> list[Any]:
     return [module for module in model.modules() if isinstance(module, transformers.PreTrainedModel)]
+
+
+@torch.no_grad()
+def _align(model: nn.Module) -> None:
+    """Lay parameters out in memory as torch does, not as they lie in a file behind tensors of odd sizes.
+
+    The order of a BLAS's sums depends on it, so that else a reloaded model would differ in the last bits.
+    """
+    for parameter in model.parameters():
+        if parameter.device.type == "cpu" and parameter.data_ptr() % _ALIGNMENT:
+            parameter.data = parameter.data.clone()
