@@ -3,7 +3,7 @@
 #   make test   lint, types, the whole test suite, the documentation
 # one takes about half an hour:
 #   make test-matrix   the tests of the Hugging Face part, on the oldest and the newest supported transformers
-# and one takes an hour:
+# and one takes hours:
 #   make bench  all benchmarks, into docs/benchmarks.md; SUITES='layers import' runs some
 PYTHON ?= python3
 VENV := .venv

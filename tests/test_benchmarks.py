@@ -269,7 +269,7 @@ def test_a_quick_run_writes_nothing_by_default():
 @pytest.mark.parametrize(
     ("argv", "message"),
     [
-        (["layer"], "SUITE: got layer, expected some of decompose, growth, layers"),
+        (["layer"], "SUITE: got layer, expected some of decompose, decompose-large, growth, layers"),
         (["--threads", "0"], "--threads: got 0, expected a positive integer"),
     ],
 )

@@ -95,7 +95,8 @@ class MPOTrainer(Trainer):
     def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
         network: Any = self.model if model is None else model
         is_new = self.optimizer is None
-        optimizer: torch.optim.Optimizer = super().create_optimizer(model)
+        given = () if model is None else (model,)  # older Trainers take none
+        optimizer: torch.optim.Optimizer = super().create_optimizer(*given)
         if self.core_learning_rate is not None and is_new:
             _set_rate(optimizer, _trainable_cores(network), self.core_learning_rate)
         return optimizer

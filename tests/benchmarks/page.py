@@ -15,7 +15,7 @@ HEAD = """# Benchmarks
 One command runs everything and writes this page:
 
 ```bash
-make bench                                                       # all suites, an hour or more
+make bench                                                       # all suites: hours, most of them for decompose-large
 .venv/bin/python tests/benchmarks/run.py decompose layers        # some; the others' results stay
 .venv/bin/python tests/benchmarks/run.py --quick                 # tiny sizes, writes nothing: does it run?
 .venv/bin/python tests/benchmarks/run.py layers --device cuda    # timed by the device's events

@@ -15,6 +15,7 @@ DOCS = Path(__file__).resolve().parents[2] / "docs"
 # name -> module with ``rows(quick, device=...)``; in this order they run and stand on the page
 SUITES = {
     "decompose": "decompose",
+    "decompose-large": "decompose_large",
     "growth": "growth",
     "layers": "layers",
     "embedding": "embedding",
