@@ -315,8 +315,7 @@ def test_a_misshapen_core_is_refused(saved):
         tensors[name] = tensors[name][..., :-1].contiguous()
 
     rewrite(saved, change)
-    # transformers 5.2 multiplies the cores before their shapes can be compared: torch's own words are the reason then
-    with pytest.raises(ValueError, match=r"do not fit their description.*(query\.cores\.0|shape '.*' is invalid)"):
+    with pytest.raises(ValueError, match=r"do not fit their description.*query\.cores\.0"):
         load(saved)
 
 

@@ -70,12 +70,12 @@ class MPOTrainer(Trainer):
         **options: Any,
     ) -> None:
         _check(core_learning_rate, temperature, alpha)
-        super().__init__(model, args, **options)
-        if self.args.fsdp and not (self.is_fsdp_enabled or self.is_fsdp_xla_enabled):
+        if args is not None and args.fsdp and args.device.type == "cpu":
             raise ValueError(
                 "args.fsdp: Accelerate shards on accelerators only, and would train whole replicas here; leave it out, "
                 "or shard with torch's fully_shard in a loop of your own"
             )
+        super().__init__(model, args, **options)
         network: Any = self.model
         trained = network.get_base_model() if hasattr(network, "get_base_model") else network
         if not hasattr(trained, "accepts_loss_kwargs") and _HEAD_OF_BATCH_MEANS.search(type(trained).__name__):
@@ -95,8 +95,7 @@ class MPOTrainer(Trainer):
     def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
         network: Any = self.model if model is None else model
         is_new = self.optimizer is None
-        given = () if model is None else (model,)  # older Trainers take none
-        optimizer: torch.optim.Optimizer = super().create_optimizer(*given)
+        optimizer: torch.optim.Optimizer = super().create_optimizer(model)
         if self.core_learning_rate is not None and is_new:
             _set_rate(optimizer, _trainable_cores(network), self.core_learning_rate)
         return optimizer
