@@ -9,6 +9,7 @@ import signal
 import statistics
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -321,7 +322,13 @@ def test_a_killed_squeezing_goes_on(folder, small, tmp_path):
     output = tmp_path / "out"
     slow = ("--examples", 0, "--finetune-steps", 20)  # three steps, each long enough to be interrupted
     command = [str(part) for part in ("squeeze", small[0], output, *on_glue(folder), *SQUEEZE, *slow)]
-    process = subprocess.Popen([SCRIPT, *command], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    process = subprocess.Popen(
+        [SCRIPT, *command],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        preexec_fn=partial(signal.signal, signal.SIGINT, signal.SIG_DFL),  # tests in the background ignore it
+    )
     for line in process.stdout:
         if line.startswith("step 1 "):
             process.send_signal(signal.SIGINT)

@@ -250,9 +250,13 @@ def test_a_matrix_that_workers_die_of_is_named_and_the_rest_is_kept(cluster, cli
 
 
 def test_a_second_start_goes_on_after_ctrl_c(client, sabotage, llama, tmp_path):
-    sabotage(os.getpid(), signal.SIGINT)
-    with pytest.raises(KeyboardInterrupt):
-        compress_checkpoint(llama / "dense", tmp_path / "ours", RATIO, cluster=client)
+    handler = signal.signal(signal.SIGINT, signal.default_int_handler)  # tests in the background ignore it
+    try:
+        sabotage(os.getpid(), signal.SIGINT)
+        with pytest.raises(KeyboardInterrupt):
+            compress_checkpoint(llama / "dense", tmp_path / "ours", RATIO, cluster=client)
+    finally:
+        signal.signal(signal.SIGINT, handler)
     assert_goes_on(client, llama, tmp_path)
 
 
