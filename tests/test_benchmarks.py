@@ -39,7 +39,7 @@ def written(path, *names):
         "module": "imports",
         "quick": True,
         "machine": {"device": "a CPU", "threads": 1, "date": "2030-01-01", "seed": 0, "command": "run.py"},
-        "rates": {"single": 2e9, "double": 1e9, "gram": 1e9, "copy": 3e9},
+        "rates": {"half": 4e9, "single": 2e9, "double": 1e9, "gram": 1e9, "copy": 3e9},
         "rows": [Row("import", "a case", "tnmpo", 0.25, 3, 2.0, "dense").to_dict()],
     }
     for name in names:
@@ -101,8 +101,8 @@ def test_the_geometric_mean_of_ratios():
 
 
 def test_a_limit_is_the_longer_of_products_and_copies():
-    rates = limits.Rates(single=10, double=5, gram=4, copy=2)
-    assert rates.seconds(single=20, double=10, gram=4) == 5
+    rates = limits.Rates(half=20, single=10, double=5, gram=4, copy=2)
+    assert rates.seconds(half=20, single=20, double=10, gram=4) == 6
     assert rates.seconds(single=20, moved=20) == 10
 
 
@@ -165,11 +165,11 @@ def test_the_cached_weight_is_contracted_once_whatever_else_is_timed(monkeypatch
 
 @pytest.mark.parametrize("cap", [None, 5])
 def test_every_peer_gives_a_train_of_the_matrix(cap):
-    W, before = memory.matrix(24, 30), tensorly.get_backend()
+    W, before = torch.from_numpy(memory.matrix(24, 30)), tensorly.get_backend()
     shape = tnmpo.plan_shape(W.shape, 3)
     reference = tnmpo.mpo_decompose(W, shape, cap)
     error = 0 if cap is None else reference.truncation.relative_error
-    for name, (call, cores) in peers.contenders(W, shape, cap, "cpu").items():
+    for name, (call, cores) in peers.contenders(W, shape, cap).items():
         mpo = peers.as_mpo(cores(call()), shape)
         assert mpo.ranks == reference.ranks, name
         assert abs(decompose.relative_error(W, mpo) - error) < 0.02, name
@@ -177,9 +177,9 @@ def test_every_peer_gives_a_train_of_the_matrix(cap):
 
 
 def test_the_schmidt_basis_is_told_from_another_gauge():
-    W = memory.matrix(24, 30)
+    W = torch.from_numpy(memory.matrix(24, 30))
     shape = tnmpo.plan_shape(W.shape, 3)
-    tensor = peers._site_tensor(torch.from_numpy(W), shape)
+    tensor = peers._site_tensor(W, shape)
     chain = peers.as_mpo(peers.svd_chain(tensor, shape.full_ranks), shape)
     other = peers.as_mpo(peers.qr_chain(tensor), shape)
     assert decompose.relative_error(W, chain) < 1e-5
@@ -304,7 +304,7 @@ def test_the_stored_page_is_that_of_the_stored_results():
 
 
 def test_the_stored_cells_cover_the_grid():
-    cells = json.loads(CELLS.read_text())["cells"]
+    cells = json.loads(CELLS["cpu"].read_text())["cells"]
     assert {cell["tokens"] for cell in cells} == {1, 16, 128, 512, 4096}
     assert {len(cell["rows"]) for cell in cells} == {2, 3, 5}
     assert all(regret(cell, mode) >= 1 for cell in cells for mode in ("cached", "rebuilt"))

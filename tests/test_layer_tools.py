@@ -295,24 +295,6 @@ def test_jacobians_with_respect_to_the_input():
     assert_fresh(layer)
 
 
-@pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
-def test_a_replayed_cuda_graph_reads_the_cores_of_its_time():
-    layer = build(execution="dense", dtype=torch.float32).cuda()
-    x = vectors(layer).cuda()
-    graph = torch.cuda.CUDAGraph()
-    with torch.no_grad():
-        side = torch.cuda.Stream()
-        with torch.cuda.stream(side):
-            layer(x)  # warmed up, and cached
-        side.synchronize()
-        with torch.cuda.graph(graph):
-            y = layer(x)
-        layer.cores[1].mul_(2)
-        graph.replay()
-    torch.testing.assert_close(y, nn.functional.linear(x, layer.weight, layer.bias))
-
-
 # --- two processes
 
 

@@ -185,15 +185,17 @@ def is_half(tensor: Array) -> bool:
     return dtype_name(tensor) in _WORKING_DTYPE
 
 
-def check_values(tensor: Array, argument: str) -> None:
-    """Refuse what has no decomposition: integers, empty arrays, NaN and Inf."""
+def check_values(tensor: Array, argument: str) -> float:
+    """Refuse what has no decomposition: integers, empty arrays, NaN and Inf. Returns the largest magnitude."""
     check_dtype(tensor, argument)
     if 0 in tensor.shape:
         raise ValueError(f"{argument}: got shape {tuple(tensor.shape)}, expected at least one entry on each axis")
     if getattr(tensor, "is_meta", False):
         raise ValueError(f"{argument}: got a tensor on the meta device, expected one with values; load it first")
-    if not all_finite(tensor):
+    largest = peak(tensor)
+    if not math.isfinite(largest):
         raise ValueError(f"{argument}: got NaN or Inf among its entries, expected finite numbers; clean it first")
+    return largest
 
 
 def check_matrix(W: Array) -> None:
@@ -201,7 +203,6 @@ def check_matrix(W: Array) -> None:
     backend_of(W, "W")
     if len(W.shape) != 2:
         raise ValueError(f"W: got {len(W.shape)} axes, expected a matrix; reshape it to two, or use tnmpo.tt_decompose")
-    check_values(W, "W")
     check_norm(W, "W")
 
 
@@ -215,9 +216,9 @@ def check_dtype(tensor: Array, argument: str) -> None:
 
 
 def check_norm(tensor: Array, argument: str) -> None:
-    """Refuse what is finite but so large that its norm, and with it a Schmidt value, need not be."""
-    name = dtype_name(tensor)
-    largest, limit = peak(tensor), float(np.finfo(_WORKING_DTYPE.get(name, name)).max)
+    """``check_values``, and refuse what is finite but so large that its norm, a Schmidt value, need not be."""
+    largest, name = check_values(tensor, argument), dtype_name(tensor)
+    limit = float(np.finfo(_WORKING_DTYPE.get(name, name)).max)
     if largest > limit / (2 * math.sqrt(math.prod(tensor.shape))):  # 2: for the parts of a complex number
         raise ValueError(
             f"{argument}: got entries up to {largest:.3g}, whose norm overflows {name}; scale them down first"
@@ -232,9 +233,11 @@ def all_finite(tensor: Array) -> bool:
 def peak(tensor: Array) -> float:
     """The largest magnitude among all real and imaginary parts; NaN where there is one.
 
-    No temporary of the tensor's size is made.
+    No temporary of the tensor's size is made. On the CPU it is numpy that looks: threads of torch would go on spinning
+    for a while, in the way of those of the products that follow.
     """
     tensor = detach(tensor)
+    tensor = tensor if dtype_name(tensor) == "bfloat16" else at_hand(tensor)  # which numpy has not
     extremes = [abs(float(extreme)) for part in parts_of(tensor) for extreme in (part.max(), part.min())]
     return float(np.max(extremes))  # unlike the builtin, numpy's does not lose a NaN
 
@@ -264,6 +267,22 @@ def as_numpy(tensor: Array) -> np.ndarray:
     elif hasattr(tensor, "get") and not isinstance(tensor, np.ndarray):  # cupy
         tensor = tensor.get()
     return np.asarray(tensor)
+
+
+def at_hand(tensor: Array) -> Array:
+    """A tensor in the memory of the CPU as numpy's, whose products and eigenvalues are faster there than torch's."""
+    if is_jax(tensor):
+        on_cpu = all(device.platform == "cpu" for device in tensor.devices())
+    else:
+        on_cpu = device_of(tensor) == "cpu"
+    return as_numpy(tensor) if on_cpu else tensor
+
+
+def handed_over(array: Array, tensor: Array) -> Array:
+    """``like`` of an array that nobody else holds: torch takes numpy's memory as it is."""
+    if hasattr(tensor, "permute") and isinstance(array, np.ndarray):
+        return sys.modules["torch"].from_numpy(array).to(tensor.device)
+    return like(array, tensor)
 
 
 def like(array: Array, tensor: Array) -> Array:

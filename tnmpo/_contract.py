@@ -35,6 +35,8 @@ class ContractionPlan:
     rebuild_moves, factored_moves : int
         Numbers that are read and written between the products, where their axes change places; none in the factored
         execution of a low-rank shape.
+    rebuild_products, factored_products : int
+        How many products either is, one after another; the whole weight, put together at last, counts as one.
     equation, path : str, tuple
         The einsum of the factored execution (vectors first, then the cores) and its best order.
     execution : {"dense", "factored"}
@@ -47,6 +49,8 @@ class ContractionPlan:
     factored_flops: int
     rebuild_moves: int
     factored_moves: int
+    rebuild_products: int
+    factored_products: int
     equation: str
     path: tuple[tuple[int, ...], ...]
 
@@ -54,10 +58,27 @@ class ContractionPlan:
     def execution(self) -> str:
         return self.faster(rebuild=True)
 
-    def faster(self, *, rebuild: bool) -> str:
-        """``"dense"`` or ``"factored"``; without the rebuild, the matrix is at hand. A move counts as 32 FLOPs."""
-        dense = self.dense_flops + (self.rebuild_flops + _MOVE * self.rebuild_moves if rebuild else 0)
-        return "factored" if self.factored_flops + _MOVE * self.factored_moves < dense else "dense"
+    def faster(self, *, rebuild: bool, move: float = _MOVE, call: float = 0) -> str:
+        """``"dense"`` or ``"factored"``, whichever has the lower ``cost``."""
+        dense, factored = (self.cost(way, rebuild=rebuild, move=move, call=call) for way in ("dense", "factored"))
+        return "factored" if factored < dense else "dense"
+
+    def cost(self, execution: str, *, rebuild: bool, move: float = _MOVE, call: float = 0) -> float:
+        """The time of an execution in FLOPs.
+
+        Parameters
+        ----------
+        execution : {"dense", "factored"}
+        rebuild : bool
+            False where the matrix is at hand.
+        move, call : float
+            FLOPs in the time that one number is moved, and that one product is started. The defaults are those of a
+            CPU, where a start is nothing; on a GPU it takes as long as gigaFLOPs.
+        """
+        if execution == "factored":
+            return self.factored_flops + move * self.factored_moves + call * self.factored_products
+        built = self.rebuild_flops + move * self.rebuild_moves + call * self.rebuild_products if rebuild else 0
+        return self.dense_flops + call + built
 
     @property
     def relative_cost(self) -> float:
@@ -89,7 +110,8 @@ def contraction_plan(shape: Any, ranks: Sequence[int], batch: int = 1) -> Contra
     Notes
     -----
     A multiplication with its addition counts as two FLOPs. FLOPs alone flatter trains of many small cores, whose
-    products are short and whose axes change places between them; so the choice counts moved numbers too. The orders
+    products are short and whose axes change places between them; so the choice counts moved numbers too, and on a GPU
+    the start of every product. The orders
     are opt_einsum's (Smith and Gray, JOSS 2018), remembered: up to 10 sites the best ones, by dynamic programming, else
     good ones.
 
@@ -131,6 +153,8 @@ def _plan(rows: tuple[int, ...], cols: tuple[int, ...], ranks: tuple[int, ...], 
         factored_moves=0
         if MPOShape(rows, cols).is_low_rank
         else _moves(equation, path, [(batch, *cols), *core_shapes]),
+        rebuild_products=order if order > 1 else 0,
+        factored_products=len(path),
         equation=equation,
         path=tuple(tuple(pair) for pair in path),
     )

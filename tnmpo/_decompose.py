@@ -6,7 +6,7 @@ from functools import partial
 from typing import Any
 
 from . import _chain, _gram, _weighted
-from ._backend import Array, backend_of, check_matrix, check_norm, check_values, double, dtype_name, working
+from ._backend import Array, backend_of, check_matrix, check_norm, double, dtype_name, working
 from ._factor import naming
 from ._mpo import MPO, frame_of
 from ._shapes import as_shape
@@ -140,7 +140,6 @@ def tt_decompose(tensor: Array, rank: Any = None, *, center: int | None = None) 
     backend_of(tensor, "tensor")
     if len(tensor.shape) == 0:
         raise ValueError("tensor: got a scalar, expected at least one axis; reshape it to (1,)")
-    check_values(tensor, "tensor")
     check_norm(tensor, "tensor")
     center = check_center(center, len(tensor.shape))
     frame = Frame(TT, tuple((int(d),) for d in tensor.shape))

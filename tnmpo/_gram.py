@@ -25,16 +25,14 @@ import numpy as np
 from ._backend import (
     Array,
     adjoint,
-    as_numpy,
+    at_hand,
     backend_of,
     cast,
     conj,
-    device_of,
     double,
     dtype_name,
-    is_jax,
+    handed_over,
     is_jax_tracer,
-    like,
     permute,
     to_numpy,
     transposed,
@@ -47,7 +45,8 @@ from ._train import regrouped
 Sites = Sequence[tuple[int, ...]]
 ChooseRanks = Callable[[list[np.ndarray]], tuple[int, ...]]  # with the boundary ones, from the spectra of all bonds
 
-_BLOCK = 1 << 19  # entries that are in double precision at a time
+_BLOCK = 1 << 19  # entries that are in double precision at a time, on the CPU: they stay in its cache
+_BLOCK_ON_DEVICE = 1 << 26  # and on an accelerator, which wants few large products
 
 
 @dataclass(frozen=True)
@@ -69,7 +68,7 @@ def serves(tensor: Array) -> bool:
     """Whether ``decompose`` is for this tensor: in single precision, not differentiated, with a double of its own."""
     if is_jax_tracer(tensor) or getattr(tensor, "requires_grad", False):
         return False
-    sample = _at_hand(tensor.reshape(-1)[:1])
+    sample = at_hand(tensor.reshape(-1)[:1])
     return dtype_name(sample) != dtype_name(double(sample))
 
 
@@ -89,7 +88,7 @@ def decompose(tensor: Array, sites: Sites, choose: ChooseRanks) -> Halved:
     them where a product of a matrix with its own transpose is recognised, and N r in single precision, r the rank
     beside the middle. Memory: beside the tensor one copy of it and what is kept of it.
     """
-    given, tensor = tensor, _at_hand(tensor)
+    given, tensor = tensor, at_hand(tensor)
     name, sizes = dtype_name(tensor), [math.prod(site) for site in sites]
     middle = _middle(sizes)
     dense = _grouped(tensor, sites, middle)  # (L, m, R)
@@ -116,7 +115,7 @@ def decompose(tensor: Array, sites: Sites, choose: ChooseRanks) -> Halved:
     if any(left_cut) or any(right_cut):
         left_cores, center, right_cores = _in_schmidt_basis(left_cores, center, right_cores)
     cores = [*left_cores, center, *mirror(right_cores)]
-    cores = [like(cast(core, name), given) for core in cores]
+    cores = [handed_over(cast(core, name), given) for core in cores]
     return Halved(cores, middle, spectra, tuple(ranks), l2_norm(np.array([*left_cut, *right_cut])))
 
 
@@ -250,16 +249,20 @@ def _by_axes(basis: Array, sites: Sites, order: Sequence[int]) -> Array:
 
 def _gram_of_rows(matrix: Array) -> Array:
     """``M M^H`` in double precision."""
-    step = max(1, _BLOCK // matrix.shape[0])
+    step = max(1, _block_of(matrix) // matrix.shape[0])
     blocks = (double(matrix[:, first : first + step]) for first in range(0, matrix.shape[1], step))
     return reduce(operator.add, (block @ adjoint(block) for block in blocks))
 
 
 def _gram_of_columns(matrix: Array) -> Array:
     """``M^T conj(M)`` in double precision."""
-    step = max(1, _BLOCK // matrix.shape[1])
+    step = max(1, _block_of(matrix) // matrix.shape[1])
     blocks = (double(matrix[first : first + step]) for first in range(0, matrix.shape[0], step))
     return reduce(operator.add, (transposed(block) @ conj(block) for block in blocks))
+
+
+def _block_of(matrix: Array) -> int:
+    return _BLOCK if isinstance(matrix, np.ndarray) else _BLOCK_ON_DEVICE
 
 
 def _eigen(gram: Array, bond: int) -> tuple[Array, Array]:
@@ -272,12 +275,3 @@ def _eigen(gram: Array, bond: int) -> tuple[Array, Array]:
 
 def _roots(values: Array) -> np.ndarray:
     return np.sqrt(np.maximum(to_numpy(values), 0.0))
-
-
-def _at_hand(tensor: Array) -> Array:
-    """A tensor in the memory of the CPU as numpy's, whose products and eigenvalues are faster there than torch's."""
-    if is_jax(tensor):
-        on_cpu = all(device.platform == "cpu" for device in tensor.devices())
-    else:
-        on_cpu = device_of(tensor) == "cpu"
-    return as_numpy(tensor) if on_cpu else tensor

@@ -31,7 +31,6 @@ from ._backend import (
     cast,
     check_matrix,
     check_norm,
-    check_values,
     detach,
     dtype_name,
     like,
@@ -198,7 +197,6 @@ def randomized_tt_decompose(
     backend_of(tensor, "tensor")
     if len(tensor.shape) == 0:
         raise ValueError("tensor: got a scalar, expected at least one axis; reshape it to (1,)")
-    check_values(tensor, "tensor")
     check_norm(tensor, "tensor")
     frame = Frame(TT, tuple((int(d),) for d in tensor.shape))
     return _decomposed(

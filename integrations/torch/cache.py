@@ -54,6 +54,29 @@ class CoreState:
                 )
 
 
+class Written:
+    """The moment when a CUDA stream has written tensors; readers on other streams wait for it, as no one else sees to.
+
+    Elsewhere than on CUDA it does nothing.
+    """
+
+    def __init__(self, tensor: Tensor) -> None:
+        self._event: torch.cuda.Event | None = None
+        if tensor.is_cuda and type(tensor) is Tensor:  # not a tracer's, which needs no CUDA
+            self._device = tensor.get_device()
+            self._stream = torch._C._cuda_getCurrentRawStream(self._device)
+            self._event = torch.cuda.current_stream(self._device).record_event()
+
+    def read(self, *tensors: Tensor) -> None:
+        """Let the current stream wait, and their memory not be given away while it works."""
+        if self._event is None or torch._C._cuda_getCurrentRawStream(self._device) == self._stream:
+            return
+        here = torch.cuda.current_stream(self._device)  # an object, which takes ten times as long to get
+        here.wait_event(self._event)
+        for tensor in tensors:
+            tensor.record_stream(here)
+
+
 class WeightCache:
     """Holds the contracted weight of one layer, and its casts for autocast.
 
@@ -104,6 +127,7 @@ class _Entry:
             values = contract(cores, weight_shape)
         self.dtype = values.dtype
         self.values = {values.dtype: values}
+        self.written = {values.dtype: Written(values)}
         self.nodes: dict[torch.dtype, Tensor] = {}
         self.trained: list[bool] = []
 
@@ -118,6 +142,13 @@ class _Entry:
         return sum({storage.data_ptr(): storage.nbytes() for storage in storages}.values())
 
     def in_dtype(self, dtype: torch.dtype, grad: bool) -> Tensor:
+        self.written[self.dtype].read(self.values[self.dtype])
+        tensor = self._in_dtype(dtype, grad)
+        if dtype is not self.dtype:
+            self.written[dtype].read(tensor)
+        return tensor
+
+    def _in_dtype(self, dtype: torch.dtype, grad: bool) -> Tensor:
         if grad:
             trained = [core.requires_grad for core in self.state.cores]
             if trained != self.trained:
@@ -126,7 +157,7 @@ class _Entry:
                 return self.nodes[dtype] if dtype in self.nodes else self._linked(dtype)
         if dtype not in self.values:
             with torch.inference_mode(False), torch.no_grad():
-                self.values[dtype] = self.values[self.dtype].to(dtype)
+                self._keep(dtype, self.values[self.dtype].to(dtype))
         return self.values[dtype]
 
     def _linked(self, dtype: torch.dtype) -> Tensor:
@@ -134,8 +165,11 @@ class _Entry:
             self.nodes[self.dtype] = _Contraction.apply(self, *self.state.cores)
         if dtype not in self.nodes:
             self.nodes[dtype] = self.nodes[self.dtype].to(dtype)
-            self.values[dtype] = self.nodes[dtype].detach()  # one copy serves both
+            self._keep(dtype, self.nodes[dtype].detach())  # one copy serves both
         return self.nodes[dtype]
+
+    def _keep(self, dtype: torch.dtype, values: Tensor) -> None:
+        self.values[dtype], self.written[dtype] = values, Written(values)
 
 
 class _Contraction(torch.autograd.Function):

@@ -21,6 +21,14 @@ import tnmpo
 Shapes = tuple[tuple[int, ...], ...]  # the (r, i, j, r') of every core
 Tree = Any  # a site, or the pair of trees whose segments are merged
 
+# FLOPs in the time that one number is moved, and one product started, by the bytes of a number: fitted on an H100 to
+# the seconds of two of the four sizes in tests/benchmarks/cost_model.py, of calls one by one, in no CUDA graph
+_ON_ACCELERATOR = {
+    2: {"move": 400, "call": 18_000_000_000},
+    4: {"move": 100, "call": 1_600_000_000},
+    8: {"move": 200, "call": 1_600_000_000},
+}
+
 
 def constant(function: Callable[..., Any]) -> Callable[..., Any]:
     """``function`` of integers, with its answers remembered; compilers call it instead of tracing it.
@@ -39,7 +47,9 @@ def constant(function: Callable[..., Any]) -> Callable[..., Any]:
 
 def shapes_of(cores: Sequence[Tensor]) -> Shapes:
     """The (r, i, j, r') of every core."""
-    return tuple([tuple(map(int, core.shape)) for core in cores])  # torch.jit.trace makes tensors of sizes
+    if not torch.compiler.is_compiling() and torch._C._is_tracing():  # torch.jit.trace makes tensors of sizes
+        return tuple([tuple(map(int, core.shape)) for core in cores])
+    return tuple([core.shape for core in cores])
 
 
 def mpo_shape(shapes: Shapes) -> tnmpo.MPOShape:
@@ -49,7 +59,7 @@ def mpo_shape(shapes: Shapes) -> tnmpo.MPOShape:
 
 def is_autocast_on(device: str) -> bool:
     """Whether autocast is active on this type of device; the meta device has none."""
-    return torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)
+    return device != "meta" and torch.is_autocast_enabled(device)
 
 
 def full_precision(device: str) -> AbstractContextManager[Any]:
@@ -78,9 +88,10 @@ def core_gradients(cores: Sequence[Tensor], of_weight: Tensor, wanted: Sequence[
     for part in tree if isinstance(tree, tuple) else ():
         _segment(cores, part, segments)
     rows, cols = (math.prod(shape[axis] for shape in shapes) for axis in (1, 2))
-    padded = F.pad(of_weight, (0, cols - of_weight.shape[1], 0, rows - of_weight.shape[0]))
+    if of_weight.shape != (rows, cols):  # to pad with nothing is to copy
+        of_weight = F.pad(of_weight, (0, cols - of_weight.shape[1], 0, rows - of_weight.shape[0]))
     gradients: list[Tensor | None] = [None] * len(cores)
-    _descend(tree, padded[None, :, :, None], segments, wanted, gradients)
+    _descend(tree, of_weight[None, :, :, None], segments, wanted, gradients)
     return gradients
 
 
@@ -136,6 +147,35 @@ def merge_tree(shapes: Shapes) -> Tree:
                 ways.append((one[0] + other[0] + 2 * entries * shapes[cut][3], (one[1], other[1])))
             best[first, last] = min(ways, key=lambda way: way[0])
     return best[0, len(shapes) - 1][1]
+
+
+def faster_execution(cores: Sequence[Tensor], batch: int, *, amortised: bool) -> str:
+    """The execution that takes less time for ``batch`` vectors; an amortised contraction counts for nothing.
+
+    A low-rank layer on an accelerator is judged as on a CPU: its two products may take longer to start than the one
+    with the dense weight takes, but that weight is the memory it was to save.
+    """
+    shapes = shapes_of(cores)
+    itemsize = 0 if cores[0].is_cpu or is_low_rank(shapes) else cores[0].element_size()
+    return _faster(shapes, batch, amortised, itemsize)
+
+
+def overheads(core: Tensor) -> dict[str, int]:
+    """What ``ContractionPlan.cost`` is to count besides FLOPs, where it is not that of a CPU."""
+    return {} if core.is_cpu else _ON_ACCELERATOR[core.element_size()]
+
+
+@constant
+def _faster(shapes: Shapes, batch: int, amortised: bool, itemsize: int) -> str:
+    """Numbers of ``itemsize`` bytes lie on an accelerator; 0 is a CPU."""
+    plan = tnmpo.contraction_plan(mpo_shape(shapes), (1, *(shape[3] for shape in shapes)), batch)
+    return plan.faster(rebuild=not amortised, **_ON_ACCELERATOR.get(itemsize, {}))
+
+
+@constant
+def is_low_rank(shapes: Shapes) -> bool:
+    """Whether these are the cores of ``U V`` or ``U M V``."""
+    return mpo_shape(shapes).is_low_rank
 
 
 def apply_cores(vectors: Tensor, cores: Sequence[Tensor], batch: int) -> Tensor:

@@ -12,7 +12,7 @@ from torch.nn import functional as F
 import tnmpo
 
 from .cache import is_traced
-from .contraction import contract, shapes_of
+from .contraction import contract, is_autocast_on, shapes_of
 from .layer import MPOLayer, decompose_weight
 from .lookup import LIMIT, KeptTables, contract_tables, look_up, look_up_at_once
 from .lookup_plan import cheapest_cuts, kept_cuts, table_is_cheaper
@@ -163,11 +163,8 @@ class MPOEmbedding(MPOLayer):
         """
         if ids.dtype not in (torch.int32, torch.int64):
             raise TypeError(f"ids: got {ids.dtype}, expected torch.int32 or torch.int64; convert them first")
-        device = ids.device.type
-        if torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(
-            device
-        ):  # nn.Embedding keeps the dtype of its weight too
-            with torch.autocast(device, enabled=False):
+        if is_autocast_on(ids.device.type):  # nn.Embedding keeps the dtype of its weight too
+            with torch.autocast(ids.device.type, enabled=False):
                 return self._rows(ids)
         return self._rows(ids)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import cache
 from typing import Any, Self
 
 import torch
@@ -152,10 +153,11 @@ class MPOLayer(nn.Module):
 
     def _core_list(self) -> list[Tensor]:
         """The cores; a ParameterList takes ten times as long to list itself."""
-        parameters = self.cores._parameters
-        if len(parameters) != len(self.cores):  # some are parametrised, or replaced by plain tensors
-            return list(self.cores)
-        return [parameters[str(site)] for site in range(len(parameters))]  # type: ignore[misc]
+        cores: Any = self._modules["cores"]
+        parameters, count = cores._parameters, len(cores)
+        if len(parameters) != count:  # some are parametrised, or replaced by plain tensors
+            return list(cores)
+        return [parameters[key] for key in _keys(count)]
 
     def insert_bond_core_(self) -> None:
         """Put the identity ``M`` between ``U`` and ``V`` of a low-rank layer, for fine-tuning to train."""
@@ -227,6 +229,12 @@ class MPOLayer(nn.Module):
     def extra_repr(self) -> str:
         rows, cols = self.weight_shape
         return f"{rows} x {cols}, bonds {'-'.join(map(str, self.ranks))}, central {self.central}"
+
+
+@cache
+def _keys(count: int) -> tuple[str, ...]:
+    """The names of the parameters of a list; their order in it is that of their registration."""
+    return tuple(map(str, range(count)))
 
 
 def decompose_weight(weight: Tensor, shape: Any, rank: Any, metric: tnmpo.Weight | None) -> tnmpo.MPO:

@@ -12,7 +12,7 @@ from torch.nn import functional as F
 import tnmpo
 
 from .cache import is_traced
-from .contraction import Shapes, apply_cores, constant, contract, mpo_shape, shapes_of
+from .contraction import apply_cores, contract, faster_execution, is_low_rank, shapes_of
 from .layer import MPOLayer, decompose_weight
 
 _EXECUTIONS = ("auto", "dense", "factored")
@@ -148,10 +148,10 @@ class MPOLinear(MPOLayer):
         """
         if self.execution != "auto":
             return self.execution
-        return _faster(shapes_of(cores), batch, cached and not self.training)
+        return faster_execution(cores, batch, amortised=cached and not self.training)
 
     def _factored(self, x: Tensor, cores: list[Tensor], batch: int) -> Tensor:
-        if _is_low_rank(shapes_of(cores)):
+        if is_low_rank(shapes_of(cores)):
             return self._low_rank(x, cores)
         tokens = x.reshape(-1, self.in_features)
         padding = math.prod([core.shape[2] for core in cores]) - self.in_features
@@ -160,11 +160,13 @@ class MPOLinear(MPOLayer):
         return y.reshape(*x.shape[:-1], self.out_features)
 
     def _low_rank(self, x: Tensor, cores: list[Tensor]) -> Tensor:
-        left, *middle, right = cores
-        x = F.linear(x, right[:, 0, : self.in_features, 0])
-        for core in reversed(middle):
-            x = F.linear(x, core[:, 0, 0, :])
-        return F.linear(x, left[0, : self.out_features, 0, :], self.bias)
+        left, right = cores[0].reshape(-1, cores[0].shape[3]), cores[-1].reshape(cores[-1].shape[0], -1)
+        if (left.shape[0], right.shape[1]) != self.weight_shape:
+            left, right = left[: self.out_features], right[:, : self.in_features]
+        x = F.linear(x, right)
+        for core in reversed(cores[1:-1]):
+            x = F.linear(x, core[:, 0, 0])
+        return F.linear(x, left, self.bias)
 
     @torch.no_grad()
     def to_linear(self) -> nn.Linear:
@@ -182,15 +184,3 @@ class MPOLinear(MPOLayer):
 def _rounded(tokens: int) -> int:
     """The next power of two: plans are remembered, a few serve every batch."""
     return 1 << max(0, tokens - 1).bit_length()
-
-
-@constant
-def _faster(shapes: Shapes, batch: int, amortised: bool) -> str:
-    """The faster execution; an amortised contraction of the cores counts for nothing."""
-    plan = tnmpo.contraction_plan(mpo_shape(shapes), (1, *(shape[3] for shape in shapes)), batch)
-    return plan.faster(rebuild=not amortised)
-
-
-@constant
-def _is_low_rank(shapes: Shapes) -> bool:
-    return mpo_shape(shapes).is_low_rank

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from .cache import CoreState
+from .cache import CoreState, Written
 from .lookup_plan import Cuts
 
 LIMIT = 64 * 2**20  # bytes that one layer keeps besides its cores, and that it gathers at once, at most
@@ -31,18 +31,20 @@ class KeptTables:
     def __init__(self) -> None:
         self._state: CoreState | None = None
         self._tables: Tables | None = None
+        self._written: Written | None = None
 
     def __reduce__(self) -> tuple[type[KeptTables], tuple[()]]:
         return KeptTables, ()
 
     def of(self, cores: Sequence[Tensor], cuts: Cuts) -> Tables:
         """The tables without gradients, contracted if a core has changed."""
-        if self._tables is None or self._state is None or not self._state.is_that_of(cores):
+        if self._tables is None or self._written is None or self._state is None or not self._state.is_that_of(cores):
             # not inference tensors, which no later backward could use
             with torch.inference_mode(False), torch.no_grad():
                 left, right = contract_tables(cores, cuts)
                 self._tables = left, right.contiguous() if right.shape[0] > 1 else right
-            self._state = CoreState(cores)
+            self._state, self._written = CoreState(cores), Written(left)
+        self._written.read(*self._tables)
         return self._tables
 
     @property

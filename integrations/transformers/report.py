@@ -12,7 +12,7 @@ from torch import nn
 
 import tnmpo
 
-from ..torch.contraction import shapes_of
+from ..torch.contraction import faster_execution, overheads, shapes_of
 from ..torch.lookup import LIMIT
 from ..torch.lookup_plan import kept_cuts, table_entries
 from .config import MPOConfig
@@ -39,6 +39,9 @@ class ModuleReport:
     relative_cost : float or None
         FLOPs of the layer on 512 tokens over those of the dense one, where nothing is kept from the call before. Above
         1 it is slower. None for an embedding: a lookup has no dense FLOPs to compare with.
+    relative_time : float or None
+        The same in time, on an accelerator, where a product takes longer to start than many take to run: estimated from
+        counts, for an H100 and calls one by one. None on a CPU, where FLOPs tell, and for an embedding.
     dense_bytes, core_bytes : int
         Of the weight before and of its cores.
     cached_bytes : int
@@ -57,6 +60,7 @@ class ModuleReport:
     relative_error: float
     weighted: bool
     relative_cost: float | None
+    relative_time: float | None
     dense_bytes: int
     core_bytes: int
     cached_bytes: int
@@ -78,6 +82,7 @@ class ModuleReport:
             relative_error=error or 0.0,
             weighted=weighted and error is not None,
             relative_cost=_relative_cost(mpo, config.execution) if target.is_multiplied else None,
+            relative_time=_relative_time(mpo, config.execution) if target.is_multiplied else None,
             dense_bytes=rows * cols * size,
             core_bytes=mpo.n_parameters * size,
             cached_bytes=_cached_entries(target, mpo, config) * size,
@@ -93,14 +98,23 @@ def _relative_cost(mpo: tnmpo.MPO, execution: str) -> float:
     return flops / plan.dense_flops
 
 
+def _relative_time(mpo: tnmpo.MPO, execution: str) -> float | None:
+    counted = overheads(mpo.cores[0])
+    if not counted:
+        return None
+    plan = tnmpo.contraction_plan(mpo.shape, mpo.ranks, _SPEED_BATCH)
+    way = faster_execution(mpo.cores, _SPEED_BATCH, amortised=False) if execution == "auto" else execution
+    return plan.cost(way, rebuild=True, **counted) / plan.cost("dense", rebuild=False, **counted)
+
+
 def _cached_entries(target: Target, mpo: tnmpo.MPO, config: MPOConfig) -> int:
     """The numbers that the layers of a target keep besides the cores; one core is the weight itself."""
     if not config.cache or mpo.order == 1:
         return 0
     entries = math.prod(mpo.shape.matrix_shape)  # with the padding, which is cut off as a view
-    plan = tnmpo.contraction_plan(mpo.shape, mpo.ranks, _SPEED_BATCH)
-    # kept, the contraction counts for nothing
-    execution = plan.faster(rebuild=False) if config.execution == "auto" else config.execution
+    execution = config.execution
+    if execution == "auto":  # kept, the contraction counts for nothing
+        execution = faster_execution(mpo.cores, _SPEED_BATCH, amortised=True)
     of_linear = entries if execution == "dense" else 0
     of_lookup = _lookup_entries(mpo, target.weight.numel(), entries) if target.is_embedding else 0
     return sum(of_lookup if isinstance(module, nn.Embedding) else of_linear for module in target.modules)
@@ -170,8 +184,10 @@ class CompressionReport:
 
     @property
     def slower(self) -> tuple[str, ...]:
-        """The linear layers that need more FLOPs than dense ones on 512 tokens."""
-        return tuple(module.name for module in self.modules if (module.relative_cost or 0) > 1)
+        """The linear layers that need more FLOPs than dense ones on 512 tokens, or on an accelerator more time."""
+        return tuple(
+            module.name for module in self.modules if max(module.relative_cost or 0, module.relative_time or 0) > 1
+        )
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, for a JSON file."""
@@ -227,9 +243,19 @@ class CompressionReport:
     def _speed(self) -> Iterator[str]:
         linear = [module for module in self.modules if module.relative_cost is not None]
         fast = [module for module in linear if (module.relative_cost or 1) < 1]
-        slow = [module for module in linear if module.name in set(self.slower)]
+        slow = [module for module in linear if (module.relative_cost or 0) > 1]
+        late = [module for module in fast if (module.relative_time or 0) > 1]
         if fast:
-            yield f"faster than dense: {len(fast)} of {len(linear)} linear layers, {_range(fast)} the FLOPs"
+            name = "faster than dense" if not late else "fewer FLOPs than dense"
+            yield f"{name}: {len(fast)} of {len(linear)} linear layers, {_range(fast)} the FLOPs"
+        if late:
+            times = [module.relative_time or 0.0 for module in late]
+            span = f"{min(times):.1f}x to {max(times):.1f}x"
+            yield f"slower than dense all the same: {len(late)} of them, about {span} the time at {_SPEED_BATCH} tokens"
+            yield (
+                "  (products so small that this device spends the time on starting them; in larger batches or in a "
+                "CUDA graph it does not)"
+            )
         if slow:
             line = f"slower than dense: {len(slow)} of {len(linear)} linear layers, {_range(slow)} the FLOPs "
             if all(module.cached_bytes for module in slow):

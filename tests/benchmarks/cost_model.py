@@ -1,6 +1,7 @@
 """Does ``MPOLinear`` choose its execution well? Every execution is timed in evaluation over a grid of shapes, caps and
 batch sizes (two sites: low rank); *cached* has the dense weight at hand, *rebuilt* contracts the cores at every call
-(``cache=False``). The cells are in ``tests/benchmarks/cost_model.json``, for the model to be fitted to.
+(``cache=False``). The cells are in ``tests/benchmarks/cost_model.json`` and, on a GPU in float32 and bfloat16, in
+``cost_model_cuda.json``, for the model to be fitted to.
 """
 
 from __future__ import annotations
@@ -21,7 +22,9 @@ from tnmpo.integrations.torch import MPOLinear
 import tnmpo
 
 SUITE = "cost-model"
-CELLS = Path(__file__).with_name("cost_model.json")
+CELLS = {"cpu": Path(__file__).with_name("cost_model.json"), "cuda": Path(__file__).with_name("cost_model_cuda.json")}
+DTYPES = {"cpu": [torch.float32], "cuda": [torch.float32, torch.bfloat16]}
+SAME = {torch.float32: 1e-3, torch.bfloat16: 0.05}  # relative, and of the largest entry
 SHAPES = [(768, 768), (3072, 768), (768, 3072), (384, 1536)]
 ORDERS = [2, 3, 5]  # 2 is the low-rank shape
 CAPS = [8, 16, 32, 64, 128, None]  # None: full rank
@@ -29,20 +32,24 @@ TOKENS = [1, 16, 128, 512, 4096]
 TOLERANCE = 1.15  # of the best execution's seconds: a choice within it counts as right
 
 
-def rows(quick: bool, *, device: str = "cpu", cells: Path | None = CELLS) -> Iterator[Row]:
+def rows(quick: bool, *, device: str = "cpu") -> Iterator[Row]:
     """The share of cells in which the layer's choice is within 15 % of the best, and the cells as a file."""
     grid = layers([(48, 96)], [2, 3], [4, None], device) if quick else layers(SHAPES, ORDERS, CAPS, device)
     found = [cell(layer, tokens, device) for layer in grid for tokens in ([1, 16] if quick else TOKENS)]
-    if cells is not None and not quick:
-        write(cells, found, device)
-    for mode in ("cached", "rebuilt"):
-        ratios = [regret(entry, mode) for entry in found]
-        right = sum(ratio <= TOLERANCE for ratio in ratios) / len(ratios)
-        worst = max(zip(ratios, found, strict=True), key=lambda pair: pair[0])
-        note = f"{len(ratios)} cells; worst {worst[0]:.2f} x at {named(worst[1])}"
-        yield verdict(
-            SUITE, f"weight {mode}", "choice within 15 % of the best", 100 * right, at_least=95, unit="%", note=note
-        )
+    if not quick:
+        write(CELLS[device], found, device)
+    for dtype in DTYPES[device]:
+        for mode in ("cached", "rebuilt"):
+            yield judged(mode, [entry for entry in found if entry["dtype"] == str(dtype)])
+
+
+def judged(mode: str, cells: list[dict[str, Any]]) -> Row:
+    ratios = [regret(entry, mode) for entry in cells]
+    right = sum(ratio <= TOLERANCE for ratio in ratios) / len(ratios)
+    worst = max(zip(ratios, cells, strict=True), key=lambda pair: pair[0])
+    case = f"weight {mode}" + (" bfloat16" if "bfloat16" in cells[0]["dtype"] else "")
+    note = f"{len(ratios)} cells; worst {worst[0]:.2f} x at {named(worst[1])}"
+    return verdict(SUITE, case, "choice within 15 % of the best", 100 * right, at_least=95, unit="%", note=note)
 
 
 def layers(
@@ -57,7 +64,7 @@ def layers(
                 ranks = tuple(min(cap or full, full) for full in shape.full_ranks)
                 if ranks not in seen:
                     seen.add(ranks)
-                    yield random_layer(shape, ranks, device)
+                    yield from (random_layer(shape, ranks, device).to(dtype) for dtype in DTYPES[device])
 
 
 def random_layer(shape: tnmpo.MPOShape, ranks: tuple[int, ...], device: str) -> MPOLinear:
@@ -70,7 +77,8 @@ def random_layer(shape: tnmpo.MPOShape, ranks: tuple[int, ...], device: str) -> 
 @torch.no_grad()
 def cell(layer: MPOLinear, tokens: int, device: str) -> dict[str, Any]:
     """Seconds of every execution of that layer at that batch size, answers compared before."""
-    x = torch.randn(tokens, layer.in_features, generator=torch.Generator().manual_seed(1)).to(device)
+    dtype = layer.cores[0].dtype
+    x = torch.randn(tokens, layer.in_features, generator=torch.Generator().manual_seed(1)).to(device, dtype)
     # a layer each: what one call leaves in the cache is not the next one's
     ways = {"dense": ("dense", True), "rebuild": ("dense", False), "factored": ("factored", False)}
     calls = {
@@ -79,7 +87,7 @@ def cell(layer: MPOLinear, tokens: int, device: str) -> dict[str, Any]:
     }
     answer = torch.nn.functional.linear(x, layer.weight, layer.bias)
     for call in calls.values():
-        assert torch.allclose(call(), answer, rtol=1e-3, atol=1e-3 * float(answer.abs().max()))
+        assert torch.allclose(call(), answer, rtol=SAME[dtype], atol=SAME[dtype] * float(answer.abs().max()))
     plan = tnmpo.contraction_plan(layer.shape, layer.ranks, tokens)
     # the least of the rounds: what else the machine does only adds
     seconds = {name: timing.least for name, timing in timings(calls, rounds=3, device=device).items()}
@@ -88,6 +96,7 @@ def cell(layer: MPOLinear, tokens: int, device: str) -> dict[str, Any]:
         "cols": layer.shape.cols,
         "ranks": layer.ranks,
         "tokens": tokens,
+        "dtype": str(dtype),
         "rebuild_flops": plan.rebuild_flops,
         "dense_flops": plan.dense_flops,
         "factored_flops": plan.factored_flops,

@@ -2,7 +2,9 @@
 gives the Schmidt basis of every bond; *cut* keeps a quarter of the parameters. Whether a peer's bonds are in their
 Schmidt basis is measured: the Gram matrices of both sides of every bond must be diagonal. *products* are the
 multiplications that an exact train cannot avoid: the Gram matrices of the long unfoldings in float64, and one
-projection. A train in any exact gauge is cheaper, is timed apart, and is compared with nothing.
+projection. A train in any exact gauge is cheaper, is timed apart, and is compared with nothing. Of a bfloat16 matrix,
+on a GPU, ours gives bfloat16 cores; the peers get it in float32, and their cores are rounded after the clock has
+stopped.
 """
 
 from __future__ import annotations
@@ -26,50 +28,57 @@ import tnmpo
 SUITE = "decompose"
 SIZES = [(768, 3072), (3072, 768), (30000, 128)]
 ORDERS = [3, 5]
+DTYPES = {"cpu": [torch.float32], "cuda": [torch.float32, torch.bfloat16]}
+SAME = {torch.float32: 1e-3, torch.bfloat16: 1e-2}  # Gram matrices in single precision, as quimb's, leave up to 5e-4
+SETTLE = {"cpu": 0.2, "cuda": 0.0}  # seconds: the contenders bring three BLAS libraries, with threads of their own
 
 
 def rows(quick: bool, *, device: str = "cpu", sizes: list[tuple[int, int]] | None = None) -> Iterator[Row]:
     for size in sizes or ([(48, 60)] if quick else SIZES):
-        for order in ORDERS:
-            for cut in (False, True):
-                yield from compare(size, order, cut, quick=quick, device=device)
+        for dtype in DTYPES[device]:
+            W = torch.from_numpy(matrix(*size)).to(device, dtype)
+            for order in ORDERS:
+                for cut in (False, True):
+                    yield from compare(W, order, cut, quick=quick, device=device)
 
 
-def compare(size: tuple[int, int], order: int, cut: bool, *, quick: bool, device: str) -> Iterator[Row]:
+def compare(W: torch.Tensor, order: int, cut: bool, *, quick: bool, device: str) -> Iterator[Row]:
     """One matrix, one order: seconds and errors of all, the verdicts, and the peak memory of ours."""
-    W = matrix(*size)
+    size = (W.shape[0], W.shape[1])
     shape = tnmpo.plan_shape(size, order)
     cap = cap_of(shape, 0.25) if cut else None
-    case = f"{size[0]} x {size[1]}, {order} sites, " + (f"cut to {cap}" if cap else "uncut")
-    calls = contenders(W, shape, cap, device)
+    name = f"{size[0]} x {size[1]}" + (" bfloat16" if W.dtype is torch.bfloat16 else "")
+    case = f"{name}, {order} sites, " + (f"cut to {cap}" if cap else "uncut")
+    calls = contenders(W, shape, cap)
     errors, bases, first = {}, {}, {}
-    for name, (call, cores) in calls.items():
+    for contender, (call, cores) in calls.items():
         start = time.perf_counter()
-        result = call()
-        first[name] = time.perf_counter() - start
-        mpo = as_mpo(cores(result), shape)
-        errors[name], bases[name] = relative_error(W, mpo), is_in_schmidt_basis(mpo)
+        result = cores(call())
+        first[contender] = time.perf_counter() - start
+        mpo = as_mpo([core.to(W) if isinstance(core, torch.Tensor) else core for core in result], shape)
+        errors[contender], bases[contender] = relative_error(W, mpo), is_in_schmidt_basis(mpo, SAME[W.dtype])
     best = min(errors.values())
-    # the same result: Gram matrices in single precision, as quimb's, leave up to 5e-4 where nothing is cut
-    assert all(error <= 1.1 * best + 1e-3 for error in errors.values()), (case, errors)
-    rounds = 1 if quick else 3
-    timed = timings({name: call for name, (call, _) in calls.items()}, rounds, device=device, first=first)
-    unavoidable = products(W, shape, rounds, device)
-    ours = min(timing.seconds for name, timing in timed.items() if name.startswith("tnmpo"))
-    peers = {name: timing.seconds for name, timing in timed.items() if not name.startswith("tnmpo")}
-    for name, timing in timed.items():
-        note = f"Schmidt basis of every bond: {'yes' if bases[name] else 'no'}"
+    assert all(error <= 1.1 * best + SAME[W.dtype] for error in errors.values()), (case, errors)
+    rounds, settle = (1 if quick else 5), (0.0 if quick else SETTLE[device])
+    timed = timings(
+        {contender: call for contender, (call, _) in calls.items()}, rounds, device=device, first=first, settle=settle
+    )
+    unavoidable = products(W, shape, rounds, device, settle)
+    ours = min(timing.seconds for contender, timing in timed.items() if contender.startswith("tnmpo"))
+    peers = {contender: timing.seconds for contender, timing in timed.items() if not contender.startswith("tnmpo")}
+    for contender, timing in timed.items():
+        note = f"Schmidt basis of every bond: {'yes' if bases[contender] else 'no'}"
         yield Row(
-            SUITE, case, name, timing.seconds, timing.rounds, timing.seconds / ours, "ours", errors[name],
+            SUITE, case, contender, timing.seconds, timing.rounds, timing.seconds / ours, "ours", errors[contender],
             limit(shape, device), note=note,
         )  # fmt: skip
     yield Row(SUITE, case, "products", unavoidable, rounds, unavoidable / ours, "ours")
-    compared = [name for name in peers if cut or bases[name]]
-    yield peer_verdict(case, ours, {name: peers[name] for name in compared}, errors)
+    compared = [contender for contender in peers if cut or bases[contender]]
+    yield peer_verdict(case, ours, {contender: peers[contender] for contender in compared}, errors)
     yield verdict(SUITE, case, "ours / products", ours / unavoidable, at_most=2)
     if not cut:
-        seconds = medians({"QR": qr_call(W, shape, device)}, rounds, device=device)["QR"]
-        yield Row(SUITE, f"{size[0]} x {size[1]}, {order} sites, any exact gauge", "QR chain, torch", seconds, rounds)
+        seconds = medians({"QR": qr_call(W, shape)}, rounds, device=device, settle=settle)["QR"]
+        yield Row(SUITE, f"{name}, {order} sites, any exact gauge", "QR chain, torch", seconds, rounds)
     if device == "cpu":
         yield from peaks(SUITE, case, size, order, cap, quick=quick)
 
@@ -85,9 +94,10 @@ def peer_verdict(case: str, ours: float, peers: dict[str, float], errors: dict[s
     return row if worst <= 1.01 * least + 1e-6 else replace(row, met=False, note=f"{note}; a peer has {least:.2e}")
 
 
-def relative_error(W: np.ndarray, mpo: tnmpo.MPO) -> float:
-    difference = torch.from_numpy(W).to(mpo.cores[0].device) - mpo.to_matrix()
-    return float(torch.linalg.norm(difference)) / float(np.linalg.norm(W))
+def relative_error(W: torch.Tensor, mpo: tnmpo.MPO) -> float:
+    dense = W.to(mpo.cores[0].device, torch.float32)
+    rebuilt = tnmpo.MPO([core.float() for core in mpo.cores]).to_matrix()
+    return float(torch.linalg.norm(dense - rebuilt) / torch.linalg.norm(dense))
 
 
 def cap_of(shape: tnmpo.MPOShape, ratio: float) -> int:
@@ -97,23 +107,23 @@ def cap_of(shape: tnmpo.MPOShape, ratio: float) -> int:
     return max(cap for cap in caps if shape.n_parameters([min(cap, full) for full in shape.full_ranks]) <= budget)
 
 
-def sides(W: np.ndarray, shape: tnmpo.MPOShape) -> tuple[int, int]:
+def sides(W: torch.Tensor, shape: tnmpo.MPOShape) -> tuple[int, int]:
     """The height of the unfolding at the middle bond, and of that at the shorter end."""
-    middle = min(max(shape.full_ranks), W.size // max(shape.full_ranks))
+    middle = min(max(shape.full_ranks), W.numel() // max(shape.full_ranks))
     return middle, min(shape.site_sizes[0], shape.site_sizes[-1])
 
 
-def products(W: np.ndarray, shape: tnmpo.MPOShape, rounds: int, device: str) -> float:
+def products(W: torch.Tensor, shape: tnmpo.MPOShape, rounds: int, device: str, settle: float) -> float:
     """Seconds of the Gram matrices of the middle unfolding and of the shorter end, and of the projection."""
     middle, small = sides(W, shape)
-    dense = torch.from_numpy(W).to(device)
+    dense = W.float()
     long, short = dense.reshape(middle, -1), dense.reshape(small, -1)
 
     def multiply() -> Any:
         wide = long.double()
         return wide @ wide.T, short.double() @ short.double().T, long.T @ long[:, :middle]
 
-    return medians({"products": multiply}, rounds, device=device)["products"]
+    return medians({"products": multiply}, rounds, device=device, settle=settle)["products"]
 
 
 def limit(shape: tnmpo.MPOShape, device: str) -> float:

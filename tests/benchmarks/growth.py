@@ -10,6 +10,7 @@ from collections.abc import Iterator, Sequence
 from functools import partial
 
 import numpy as np
+import torch
 from decompose import relative_error
 from memory import matrix, peaks
 from peers import as_mpo
@@ -34,7 +35,7 @@ def grown(order: int, sizes: list[int], *, quick: bool, device: str) -> Iterator
     shapes = {size: tnmpo.plan_shape((size, size), order) for size in sizes}
     calls = {size: partial(tnmpo.mpo_decompose, matrices[size], shapes[size]) for size in sizes}
     for size, call in calls.items():
-        assert relative_error(matrix(size, size), as_mpo(call().cores, shapes[size])) < 1e-5
+        assert relative_error(torch.from_numpy(matrix(size, size)), as_mpo(call().cores, shapes[size])) < 1e-5
     timed = timings({f"{size} x {size}": call for size, call in calls.items()}, 1 if quick else 5, device=device)
     for name, timing in timed.items():
         yield Row(SUITE, f"{order} sites", name, timing.seconds, timing.rounds)
@@ -51,11 +52,7 @@ def grown(order: int, sizes: list[int], *, quick: bool, device: str) -> Iterator
 
 def placed(size: int, device: str) -> object:
     W = matrix(size, size)
-    if device == "cpu":
-        return W
-    import torch
-
-    return torch.from_numpy(W).to(device)
+    return W if device == "cpu" else torch.from_numpy(W).to(device)
 
 
 def exponent(sizes: Sequence[float], seconds: Sequence[float]) -> tuple[float, float]:

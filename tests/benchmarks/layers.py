@@ -1,7 +1,7 @@
 """``MPOLinear`` of a 768 x 3072 weight against ``nn.Linear`` and tensorly-torch's ``FactorizedLinear`` with the same
 cores, in both its modes. *cap 64* is interleaved with five sites; *low rank* keeps a quarter of the parameters, and is
 also compared with two ``nn.Linear``. Forward in evaluation, without gradients; forward and backward in training, with
-the gradients of the input and of all parameters.
+the gradients of the input and of all parameters. On a GPU both in float32 and with everything in bfloat16.
 """
 
 from __future__ import annotations
@@ -27,6 +27,8 @@ tensorly.set_backend(before)  # which tltorch's import sets for the whole proces
 SUITE = "layers"
 SIZE = (768, 3072)
 TOKENS = [1, 16, 512, 4096]
+DTYPES = {"cpu": [torch.float32], "cuda": [torch.float32, torch.bfloat16]}
+SAME = {torch.float32: (1e-3, 1e-4), torch.bfloat16: (0.05, 0.02)}  # relative, and of the largest entry
 PEERS = ("tensorly-torch, factorized", "tensorly-torch, reconstructed")
 
 
@@ -37,25 +39,29 @@ def rows(quick: bool, *, device: str = "cpu") -> Iterator[Row]:
 
 def _rows(quick: bool, device: str) -> Iterator[Row]:
     size, tokens = ((24, 48), [1, 8]) if quick else (SIZE, TOKENS)
-    ratios: list[float] = []
-    for name, contenders in (("cap 64", interleaved(size, device)), ("low rank", low_rank(size, device))):
-        for count in tokens:
-            yield from forward(name, contenders, count, ratios, quick=quick, device=device)
-        yield from backward(name, contenders, tokens[-1], quick=quick, device=device)
-    yield verdict(SUITE, "all forward passes", "best mode of tensorly-torch / ours", geometric_mean(ratios), at_least=3)
+    for dtype in DTYPES[device]:
+        suffix = " bfloat16" if dtype is torch.bfloat16 else ""
+        ratios: list[float] = []
+        for name, make in (("cap 64", interleaved), ("low rank", low_rank)):
+            contenders = make(size, device, dtype)
+            for count in tokens:
+                yield from forward(name + suffix, contenders, count, ratios, quick=quick, device=device)
+            yield from backward(name + suffix, contenders, tokens[-1], quick=quick, device=device)
+        case, what = f"all forward passes{suffix}", "best mode of tensorly-torch / ours"
+        yield verdict(SUITE, case, what, geometric_mean(ratios), at_least=3)
 
 
-def interleaved(size: tuple[int, int], device: str) -> dict[str, nn.Module]:
+def interleaved(size: tuple[int, int], device: str, dtype: torch.dtype) -> dict[str, nn.Module]:
     shape = tnmpo.plan_shape(size)
-    return models(shape, [min(64, full) for full in shape.full_ranks], device)
+    return models(shape, [min(64, full) for full in shape.full_ranks], device, dtype)
 
 
-def low_rank(size: tuple[int, int], device: str) -> dict[str, nn.Module]:
+def low_rank(size: tuple[int, int], device: str, dtype: torch.dtype) -> dict[str, nn.Module]:
     shape = tnmpo.MPOShape.low_rank(size)
     bond = size[0] * size[1] // (4 * sum(size))
-    contenders = models(shape, (1, bond, 1), device)
+    contenders = models(shape, (1, bond, 1), device, dtype)
     left, right = contenders["tnmpo"].cores
-    pair = nn.Sequential(nn.Linear(size[1], bond, bias=False), nn.Linear(bond, size[0])).to(device)
+    pair = nn.Sequential(nn.Linear(size[1], bond, bias=False), nn.Linear(bond, size[0])).to(device, dtype)
     with torch.no_grad():
         pair[0].weight.copy_(right[:, 0, :, 0])
         pair[1].weight.copy_(left[0, :, 0])
@@ -63,19 +69,20 @@ def low_rank(size: tuple[int, int], device: str) -> dict[str, nn.Module]:
     return {**contenders, "two nn.Linear": pair}
 
 
-def models(shape: tnmpo.MPOShape, ranks: Any, device: str) -> dict[str, nn.Module]:
+def models(shape: tnmpo.MPOShape, ranks: Any, device: str, dtype: torch.dtype) -> dict[str, nn.Module]:
     """Ours, the dense layer with the same weight, and tensorly-torch's two modes with the same cores."""
     generator = torch.Generator().manual_seed(0)
     sites = list(zip(ranks[:-1], shape.rows, shape.cols, ranks[1:], strict=True))
     # variances that give the dense weight unit rows, as a trained one about has
     cores = [torch.randn(site, generator=generator) / (site[0] * site[2]) ** 0.5 for site in sites]
-    layer = MPOLinear(tnmpo.MPO(cores), torch.randn(shape.matrix_shape[0], generator=generator)).to(device)
+    layer = MPOLinear(tnmpo.MPO(cores), torch.randn(shape.matrix_shape[0], generator=generator))
+    layer = layer.to(device, dtype)
     contenders: dict[str, nn.Module] = {"nn.Linear": layer.to_linear(), "tnmpo": layer}
     for mode in ("factorized", "reconstructed"):
         factors = [nn.Parameter(core.detach().clone()) for core in layer.cores]
         weight = tltorch.BlockTT(factors, tensorized_shape=(shape.rows, shape.cols), rank=tuple(ranks))
         peer = tltorch.FactorizedLinear(
-            shape.cols, shape.rows, factorization=weight, implementation=mode, device=device, dtype=torch.float32
+            shape.cols, shape.rows, factorization=weight, implementation=mode, device=device, dtype=dtype
         )
         with torch.no_grad():
             peer.bias.copy_(layer.bias)
@@ -92,9 +99,10 @@ def forward(
     case = f"{name}, forward, {tokens} tokens"
     seconds = yield from timed(case, calls, limit(contenders, tokens, device), quick=quick, device=device)
     share = seconds["tnmpo"] / seconds["nn.Linear"]
-    if name == "low rank" and tokens >= 512:
+    is_low_rank = "two nn.Linear" in contenders
+    if is_low_rank and tokens >= 512:
         yield verdict(SUITE, case, "dense / ours", 1 / share, at_least=2)
-    elif name != "low rank" and tokens >= 16:
+    elif not is_low_rank and tokens >= 16:
         yield verdict(SUITE, case, "ours / dense", share, at_most=1.10 if tokens < 512 else 1.03)
     peer = min(seconds[key] for key in PEERS) / seconds["tnmpo"]
     ratios.append(peer)
@@ -107,7 +115,7 @@ def backward(name: str, contenders: dict[str, nn.Module], tokens: int, *, quick:
     assert_equal({key: call() for key, call in calls.items()})
     case = f"{name}, forward and backward, {tokens} tokens"
     seconds = yield from timed(case, calls, 3 * limit(contenders, tokens, device), quick=quick, device=device)
-    at_most = 0.5 if name == "low rank" else 1.10
+    at_most = 0.5 if "two nn.Linear" in contenders else 1.10
     yield verdict(SUITE, case, "ours / dense", seconds["tnmpo"] / seconds["nn.Linear"], at_most=at_most)
 
 
@@ -123,8 +131,8 @@ def timed(
 
 
 def inputs(contenders: dict[str, nn.Module], tokens: int, device: str) -> Tensor:
-    width = contenders["nn.Linear"].in_features
-    return torch.randn(tokens, width, generator=torch.Generator().manual_seed(1)).to(device)
+    weight = contenders["nn.Linear"].weight
+    return torch.randn(tokens, weight.shape[1], generator=torch.Generator().manual_seed(1)).to(device, weight.dtype)
 
 
 def without_gradients(module: nn.Module, x: Tensor) -> Callable[[], Tensor]:
@@ -151,7 +159,8 @@ def with_gradients(module: nn.Module, x: Tensor) -> Callable[[], list[Tensor]]:
 def assert_equal(results: dict[str, list[Tensor]]) -> None:
     for key, tensors in results.items():
         for ours, dense in zip(tensors, results["nn.Linear"], strict=True):
-            assert torch.allclose(ours, dense, rtol=1e-3, atol=1e-4 * float(dense.abs().max())), key
+            relative, absolute = SAME[dense.dtype]
+            assert torch.allclose(ours, dense, rtol=relative, atol=absolute * float(dense.abs().max())), key
 
 
 def limit(contenders: dict[str, nn.Module], tokens: int, device: str) -> float:
@@ -159,6 +168,7 @@ def limit(contenders: dict[str, nn.Module], tokens: int, device: str) -> float:
     weights = [contenders["nn.Linear"].weight.numel()]
     if "two nn.Linear" in contenders:
         weights.append(sum(core.numel() for core in contenders["tnmpo"].cores))
-    width = sum(contenders["nn.Linear"].weight.shape)
-    size = min(weights)
-    return measured_rates(device).seconds(single=2 * tokens * size, moved=4 * (size + tokens * width))
+    weight, size = contenders["nn.Linear"].weight, min(weights)
+    kind = "half" if weight.dtype is torch.bfloat16 else "single"
+    moved = weight.element_size() * (size + tokens * sum(weight.shape))
+    return measured_rates(device).seconds(**{kind: 2 * tokens * size}, moved=moved)

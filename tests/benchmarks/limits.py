@@ -15,24 +15,28 @@ class Rates:
 
     Attributes
     ----------
-    single, double, gram : float
-        FLOP/s of square products in float32 and float64, and of the Gram matrix of a tall float64 matrix (all of
-        it, not the half that symmetry would leave).
+    half, single, double, gram : float
+        FLOP/s of square products in bfloat16, float32 (on CUDA as torch makes them by default, not in TF32) and
+        float64, and of the Gram matrix of a tall float64 matrix (all of it, not the half that symmetry would leave).
     copy : float
         Bytes read plus bytes written, a second.
     """
 
+    half: float
     single: float
     double: float
     gram: float
     copy: float
 
-    def seconds(self, *, single: float = 0, double: float = 0, gram: float = 0, moved: float = 0) -> float:
+    def seconds(
+        self, *, half: float = 0, single: float = 0, double: float = 0, gram: float = 0, moved: float = 0
+    ) -> float:
         """A lower bound: the products at their rates, or the bytes at theirs, whichever takes longer.
 
         For bytes that come from memory; a matrix that fits into the caches may be read faster.
         """
-        return max(single / self.single + double / self.double + gram / self.gram, moved / self.copy)
+        products = half / self.half + single / self.single + double / self.double + gram / self.gram
+        return max(products, moved / self.copy)
 
     def to_dict(self) -> dict[str, float]:
         return asdict(self)
@@ -43,11 +47,13 @@ def measured_rates(device: str = "cpu", size: int = 2048) -> Rates:
     """Time one product of each kind of that size, and a copy far larger than the caches."""
     generator = torch.Generator().manual_seed(0)
     single = torch.randn(size, size, generator=generator).to(device)
-    double, tall = single.double(), torch.randn(4 * size, size // 4, generator=generator).double().to(device)
+    half, double = single.bfloat16(), single.double()
+    tall = torch.randn(4 * size, size // 4, generator=generator).double().to(device)
     source = torch.empty(8 * size * size, device=device).fill_(1)
     target = torch.empty_like(source)
     seconds = medians(
         {
+            "half": lambda: half @ half,
             "single": lambda: single @ single,
             "double": lambda: double @ double,
             "gram": lambda: tall.T @ tall,
@@ -58,6 +64,7 @@ def measured_rates(device: str = "cpu", size: int = 2048) -> Rates:
     )
     product = 2 * size**3
     return Rates(
+        half=product / seconds["half"],
         single=product / seconds["single"],
         double=product / seconds["double"],
         gram=2 * tall.shape[0] * tall.shape[1] ** 2 / seconds["gram"],

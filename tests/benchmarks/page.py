@@ -23,10 +23,10 @@ make bench                                                       # all suites: h
 
 How it is measured: all contenders get the same numbers, dtype and threads in one process; their results are compared
 before any time is taken, and a difference stops the run. Then they are called in turn, A B A B, and the median of the
-rounds is told; calls shorter than 20 ms are repeated. A contender whose first call takes more than a minute is called
-once, and the table says so. *limit* is the least time that the FLOPs and bytes of the case can take at the rates
-measured on the same machine, that of copies taken outside the caches: what fits into them may beat it. A goal that is
-missed is shown as missed.
+rounds is told; calls shorter than 20 ms (on a GPU 5 ms) are repeated. A contender whose first call takes more than a
+minute is called once, and the table says so. *limit* is the least time that the FLOPs and bytes of the case can take at
+the rates measured on the same machine, that of copies taken outside the caches: what fits into them may beat it. A goal
+that is missed is shown as missed.
 
 The numbers are in `docs/benchmarks.json`, with the versions of every package.
 """
@@ -73,8 +73,10 @@ def _suite(name: str, entry: Entry) -> str:
 
 
 def _rates(rates: dict[str, float]) -> list[str]:
-    products = ", ".join(f"{kind} {rates[kind] / 1e9:.0f}" for kind in ("single", "double", "gram"))
-    return [f"Rates of the machine in GFLOP/s: {products}; copy {rates['copy'] / 1e9:.1f} GB/s.", ""]
+    products = ", ".join(
+        f"{kind} {rates[kind] / 1e9:,.0f}" for kind in ("half", "single", "double", "gram") if kind in rates
+    )
+    return [f"Rates of the machine in GFLOP/s: {products}; copy {rates['copy'] / 1e9:,.1f} GB/s.", ""]
 
 
 def _goals(rows: Iterable[Entry]) -> list[str]:

@@ -6,7 +6,6 @@ import warnings
 from collections.abc import Callable, Sequence
 from typing import Any
 
-import numpy as np
 import tensorly
 import torch
 from tensorly.decomposition import tensor_train_matrix
@@ -22,17 +21,17 @@ with warnings.catch_warnings():
 Calls = dict[str, tuple[Callable[[], Any], Callable[[Any], list[Any]]]]
 
 
-def contenders(W: np.ndarray, shape: tnmpo.MPOShape, cap: int | None, device: str) -> Calls:
+def contenders(W: torch.Tensor, shape: tnmpo.MPOShape, cap: int | None) -> Calls:
     """Each call, and how to read the cores of its result; on a GPU those that run there.
 
     tntorch's default, "svd", makes the full square factor of every long unfolding: 142 s for 768 x 3072, so it is left
-    out.
+    out. No peer takes 16 bits: they get the matrix in float32.
     """
-    dense = torch.from_numpy(W).to(device)
+    dense = W.float()
     tensor, sites = (*shape.rows, *shape.cols), list(zip(shape.rows, shape.cols, strict=True))
     ranks = [min(cap or full, full) for full in shape.full_ranks]
     calls: Calls = {
-        "tnmpo, torch": (lambda: tnmpo.mpo_decompose(dense, shape, cap), lambda mpo: mpo.cores),
+        "tnmpo, torch": (lambda: tnmpo.mpo_decompose(W, shape, cap), lambda mpo: mpo.cores),
         "TensorLy, torch": (lambda: _tensorly("pytorch", dense.reshape(tensor), ranks), lambda mpo: mpo.factors),
         "torchTT": (
             lambda: torchtt.TT(dense.reshape(tensor), shape=sites, eps=1e-7, rmax=ranks),
@@ -42,10 +41,11 @@ def contenders(W: np.ndarray, shape: tnmpo.MPOShape, cap: int | None, device: st
         "tntorch, eig": (_tntorch(dense, shape, ranks, "eig"), lambda tt: tt.cores),
         "quimb, torch, eig": (_quimb(dense, shape, cap, "svd:eig"), _cores_of_quimb),
     }
-    if device == "cpu":
-        calls = {"tnmpo, numpy": (lambda: tnmpo.mpo_decompose(W, shape, cap), lambda mpo: mpo.cores), **calls}
-        calls["TensorLy, numpy"] = (lambda: _tensorly("numpy", W.reshape(tensor), ranks), lambda mpo: mpo.factors)
-        calls["quimb, numpy, svd"] = (_quimb(W, shape, cap, "svd"), _cores_of_quimb)
+    if W.device.type == "cpu":
+        host = dense.numpy()
+        calls = {"tnmpo, numpy": (lambda: tnmpo.mpo_decompose(host, shape, cap), lambda mpo: mpo.cores), **calls}
+        calls["TensorLy, numpy"] = (lambda: _tensorly("numpy", host.reshape(tensor), ranks), lambda mpo: mpo.factors)
+        calls["quimb, numpy, svd"] = (_quimb(host, shape, cap, "svd"), _cores_of_quimb)
     return calls
 
 
@@ -70,8 +70,8 @@ def qr_chain(tensor: torch.Tensor) -> list[torch.Tensor]:
     return [*cores, rest.reshape(left, sizes[-1], 1)]
 
 
-def qr_call(W: np.ndarray, shape: tnmpo.MPOShape, device: str) -> Callable[[], list[torch.Tensor]]:
-    dense = torch.from_numpy(W).to(device)
+def qr_call(W: torch.Tensor, shape: tnmpo.MPOShape) -> Callable[[], list[torch.Tensor]]:
+    dense = W.float()
     return lambda: qr_chain(_site_tensor(dense, shape))
 
 
