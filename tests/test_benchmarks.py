@@ -77,6 +77,14 @@ def test_the_median_and_the_least_of_the_rounds(monkeypatch):
     assert side_by_side.timings({"A": int}, rounds=3)["A"] == (3.0, 3, 1.0)
 
 
+def test_threads_may_settle_before_every_measurement(monkeypatch):
+    monkeypatch.setattr(side_by_side, "SHORT", 0)
+    order = []
+    monkeypatch.setattr(side_by_side.time, "sleep", lambda seconds: order.append(seconds))
+    side_by_side.timings({"A": lambda: order.append("A")}, rounds=2, settle=0.25)
+    assert order[-4:] == [0.25, "A", 0.25, "A"]
+
+
 # ---------------------------------------------------------------------------------------------------------------------
 # rows, limits, memory
 # ---------------------------------------------------------------------------------------------------------------------

@@ -23,6 +23,7 @@ from tnmpo.integrations.transformers import (
     parameter_report,
     save,
 )
+from tnmpo.integrations.transformers import report as report_module
 from tnmpo.integrations.transformers.targets import mpo_layers
 from torch import nn
 
@@ -602,7 +603,7 @@ def test_the_text_of_a_report():
 
 
 def speed_lines(report):
-    words = ("faster", "slower", "  ")
+    words = ("faster", "slower", "fewer", "  ")
     return [line for line in str(report).splitlines() if line.startswith(words)]
 
 
@@ -628,6 +629,31 @@ def test_layers_that_keep_no_weight_are_slower_in_every_call(settings):
     assert first.startswith("slower than dense: 13 of 13 linear layers, ")
     assert first.endswith("x the FLOPs in every call:")
     assert second == "  they save storage and trained parameters, not time"
+
+
+@pytest.mark.parametrize(("call", "is_slower"), [(0, False), (10**12, True)])
+def test_the_report_says_which_layers_an_accelerator_makes_slower(monkeypatch, call, is_slower):
+    """Two products of few FLOPs take longer than one of many, where to start a product takes long."""
+    monkeypatch.setattr(report_module, "overheads", lambda core: {"move": 0, "call": call})
+    report = compress(bert(), MPOConfig(rank=2, shape="low_rank", target_modules=["query", "key"]))
+    ((cost, time),) = {(module.relative_cost, module.relative_time) for module in report.modules}
+    first, *rest = speed_lines(report)
+    assert cost < 1
+    if is_slower:
+        assert time == pytest.approx(2, rel=1e-3)
+        assert first == f"fewer FLOPs than dense: 4 of 4 linear layers, {cost:.2f}x the FLOPs"
+        assert rest[0] == "slower than dense all the same: 4 of them, about 2.0x to 2.0x the time at 512 tokens"
+        assert rest[1].startswith("  (products so small that this device spends the time on starting them;")
+        assert len(report.slower) == 4
+    else:
+        assert time == cost
+        assert first.startswith("faster than dense: 4 of 4")
+        assert rest == []
+        assert report.slower == ()
+
+
+def test_on_a_cpu_flops_tell_the_time():
+    assert {module.relative_time for module in compress(bert(), MPOConfig()).modules} == {None}
 
 
 @pytest.mark.parametrize("execution", ["auto", "dense", "factored"])

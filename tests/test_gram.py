@@ -109,3 +109,19 @@ def test_where_an_eigensolver_fails_another_one_takes_over(monkeypatch, kind):
     monkeypatch.setattr(type(load_backend("numpy")), "eigh", staticmethod(failing))
     with pytest.raises(np.linalg.LinAlgError, match="W: bond 1: eigh: a 4 x 4 float64 matrix"):
         mpo_decompose(np.ones((4, 4), dtype="float32"), ((2, 2), (2, 2)))
+
+
+@pytest.mark.parametrize("order", [1, 2, 3])
+@pytest.mark.parametrize("rank", [None, 2])
+def test_cores_of_a_torch_matrix_have_memory_of_their_own(order, rank):
+    """On the CPU numpy works on torch's memory, and torch takes over numpy's."""
+    W = torch.randn(16, 27, generator=torch.Generator().manual_seed(0))
+    kept = W.clone()
+    mpo = mpo_decompose(W, plan_shape((16, 27), order), rank)
+    expected = mpo.to_matrix().clone()
+    for core in mpo.cores:
+        core.zero_()
+    assert torch.equal(W, kept)
+    mpo = mpo_decompose(W, plan_shape((16, 27), order), rank)
+    W.zero_()
+    assert torch.equal(mpo.to_matrix(), expected)

@@ -220,6 +220,21 @@ def test_what_is_moved_between_the_products_counts_too():
     assert small.faster(rebuild=False) == small.execution == "dense"
 
 
+def test_the_start_of_a_product_counts_where_it_takes_time():
+    shape, ranks = ((4, 4, 4), (4, 4, 4)), (1, 3, 3, 1)
+    plan = contraction_plan(shape, ranks, batch=2)
+    assert (plan.rebuild_products, plan.factored_products) == (3, 3)  # two merges, and the weight put together
+    assert plan.faster(rebuild=False, move=0) == "factored"
+    assert plan.faster(rebuild=False, move=0, call=1e9) == "dense"  # one product, where the weight is at hand
+    assert plan.faster(rebuild=True, move=0, call=1e9) == "factored"  # three, where it is three more
+    assert plan.cost("factored", rebuild=True, move=2, call=5) == plan.factored_flops + 2 * plan.factored_moves + 3 * 5
+    assert plan.cost("dense", rebuild=False, move=2, call=5) == plan.dense_flops + 5
+    built = plan.rebuild_flops + 2 * plan.rebuild_moves + 3 * 5
+    assert plan.cost("dense", rebuild=True, move=2, call=5) == plan.dense_flops + 5 + built
+    assert contraction_plan(((6,), (5,)), (1, 1)).rebuild_products == 0
+    assert contraction_plan(MPOShape.low_rank((20, 30)), (1, 4, 1)).factored_products == 2
+
+
 def test_a_plans_equation_and_path_compute_the_layer():
     import opt_einsum
 
