@@ -27,7 +27,7 @@ from strategies import (
 )
 
 import tnmpo
-from tnmpo import MPOShape, Weight, mpo_decompose, output_error, spectral_norm_bounds
+from tnmpo import MPOShape, Weight, _backend, mpo_decompose, output_error, spectral_norm_bounds
 
 SOURCES = st.sampled_from(("array", "train", "train of another shape"))
 
@@ -272,3 +272,27 @@ def test_errors_name_the_covariance(covariance, error, message):
     assert type(caught.value) is error
     assert str(caught.value).startswith(message)
     assert "\n" not in str(caught.value)
+
+
+@given(
+    dtype=st.sampled_from(["float16", "float32", "float64", "complex64", "complex128"]),
+    backend=st.sampled_from(["numpy", "torch"]),
+    decade=st.integers(-150, 150),
+    size=st.integers(1, 12),
+    block=st.integers(1, 13),
+)
+def test_a_norm_is_the_root_of_all_squares_at_any_scale(dtype, backend, decade, size, block):
+    rng = np.random.default_rng(size)
+    scale = 10.0**decade if dtype in ("float64", "complex128") else 1.0
+    values = ((rng.normal(size=(2, size)) + 1j * rng.normal(size=(2, size))) * scale).astype("complex128")
+    array = (values if dtype.startswith("complex") else values.real).astype(dtype)
+    tensor = torch.from_numpy(array) if backend == "torch" else array
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(_backend, "_BLOCK", block)
+        assert _backend.frobenius_norm(tensor) == pytest.approx(
+            float(np.linalg.norm(array.astype("complex128") / scale)) * scale, rel=1e-12
+        )
+
+
+def test_the_norm_of_nothing_but_zeros():
+    assert _backend.frobenius_norm(np.zeros((2, 3))) == 0.0

@@ -32,6 +32,7 @@ _WORKING_DTYPE = {"float16": "float32", "bfloat16": "float32"}
 _DOUBLE_DTYPE = {"float32": "float64", "complex64": "complex128"}
 _REAL_DTYPE = {"complex64": "float32", "complex128": "float64"}
 _BFLOAT16_EPSILON = 2.0**-7
+_BLOCK = 1 << 22  # entries of which a norm takes double precision at a time
 _INEXACT_DTYPES = {"float16", "bfloat16", "float32", "float64", "complex64", "complex128"}
 
 
@@ -242,6 +243,19 @@ def peak(tensor: Array) -> float:
     return float(np.max(extremes))  # unlike the builtin, numpy's does not lose a NaN
 
 
+def frobenius_norm(tensor: Array) -> float:
+    """The square root of the sum of all squares, in double precision at any scale, on the device of ``tensor``."""
+    tensor = at_hand(detach(tensor))
+    largest = peak(tensor)
+    if largest == 0:
+        return 0.0
+    flat, energy = tensor.reshape((-1,)), 0.0
+    for first in range(0, flat.shape[0], _BLOCK):
+        entries = double(flat[first : first + _BLOCK]) / largest
+        energy += float((conj(entries) @ entries).real)
+    return largest * math.sqrt(energy)
+
+
 def parts_of(tensor: Array) -> list[Array]:
     """The real and the imaginary part of a complex tensor, a real one alone."""
     if "complex" not in dtype_name(tensor):
@@ -275,7 +289,10 @@ def at_hand(tensor: Array) -> Array:
         on_cpu = all(device.platform == "cpu" for device in tensor.devices())
     else:
         on_cpu = device_of(tensor) == "cpu"
-    return as_numpy(tensor) if on_cpu else tensor
+    try:
+        return as_numpy(tensor) if on_cpu else tensor
+    except RuntimeError:  # torch.func wraps tensors in others, which have no memory
+        return tensor
 
 
 def handed_over(array: Array, tensor: Array) -> Array:

@@ -25,6 +25,7 @@ from ._backend import (
     cast,
     conj,
     dtype_name,
+    frobenius_norm,
     like,
     parts_of,
     peak,
@@ -202,7 +203,7 @@ def _with_center_shifted(cores: Cores, center: int, exponent: int) -> Cores:
     if exponent == 0:
         return cores
     core = cores[center]
-    size = l2_norm(to_numpy(core))
+    size = frobenius_norm(core)
     too_large = math.frexp(size)[1] + exponent > np.finfo(dtype_name(core)).maxexp
     moved = core if too_large else shifted(core, exponent)
     if too_large or (size > 0 and peak(moved) == 0):

@@ -21,11 +21,10 @@ from ._backend import (
     check_values,
     double,
     dtype_name,
+    frobenius_norm,
     is_half,
     permute,
-    to_numpy,
 )
-from ._bounds import l2_norm
 from ._factor import thin_qr
 from ._joint import WeightedProblem
 from ._mpo import MPO
@@ -202,10 +201,10 @@ class _DenseTarget:
 
     @property
     def norm(self) -> float:
-        return l2_norm(to_numpy(self.tensor))
+        return frobenius_norm(self.tensor)
 
     def error(self, cores: Sequence[Array]) -> float:
-        return l2_norm(to_numpy(self.tensor - _chain.contract(cores)))
+        return frobenius_norm(self.tensor - _chain.contract(cores))
 
     def sweep(self, cores: Sequence[Array]) -> list[Array]:
         there = self._half(_chain.orthogonalize(cores, 0), self.tensor)

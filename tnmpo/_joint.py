@@ -25,13 +25,13 @@ from ._backend import (
     detach,
     double,
     dtype_name,
+    frobenius_norm,
     parts_of,
     peak,
     permute,
     to_numpy,
     transposed,
 )
-from ._bounds import l2_norm
 from ._factor import thin_qr, thin_svd
 from ._mpo import shape_of
 from ._train import Frame, interleaved
@@ -191,7 +191,7 @@ class WeightedProblem:
 
     def _measure(self, residual: Array) -> float:
         rows, cols = self.roots
-        return float(np.ldexp(l2_norm(to_numpy(times(rows, residual, cols))), self.unit))
+        return float(np.ldexp(frobenius_norm(times(rows, residual, cols)), self.unit))
 
 
 def _around_one(metric: Metric) -> tuple[Any, int]:

@@ -10,8 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from ._backend import Array, backend_of, cast, check_matrix, dtype_name, like, to_numpy, working
-from ._bounds import l2_norm
+from ._backend import Array, backend_of, cast, check_matrix, dtype_name, frobenius_norm, like, working
 from ._contract import contraction_plan
 from ._decompose import mpo_decompose
 from ._ranks import ParameterBudget, RankPolicy, Tolerance
@@ -199,8 +198,8 @@ def _tried(kind: str, shape: MPOShape, W: Array, policy: RankPolicy, weight: Wei
     assert record is not None  # ranks were asked for
     error, relative_error = record.error, record.relative_error
     if padded and weight is None:  # the record counts what is cropped; a padded weight does not
-        norm = l2_norm(to_numpy(W))
-        error = l2_norm(to_numpy(working(W) - rebuilt(mpo)[:rows, :cols]))
+        norm = frobenius_norm(W)
+        error = frobenius_norm(working(W) - rebuilt(mpo)[:rows, :cols])
         relative_error = error / norm if norm > 0 else 0.0
     return ShapeCandidate(kind, shape, mpo.ranks, mpo.n_parameters, error, relative_error, padded)
 

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from . import _chain, _gram, _weighted
-from ._backend import Array, cast, double, dtype_name, is_half, to_numpy, working
+from ._backend import Array, cast, double, dtype_name, frobenius_norm, is_half, to_numpy, working
 from ._bounds import Truncation, certify, l2_norm
 from ._factor import Rank, naming
 from ._mpo import MPO, shape_of
@@ -82,7 +82,7 @@ def cut_canonical(
     """Cut a chain that is canonical around ``center`` and certify the result against ``source``."""
     spectra = [to_numpy(spectrum) for spectrum in spectra]
     ranks = choose_ranks(rank, spectra, frame.site_sizes)
-    norm = l2_norm(spectra[0]) if spectra else l2_norm(to_numpy(cores[0]))
+    norm = l2_norm(spectra[0]) if spectra else frobenius_norm(cores[0])
     if ranks[1:-1] != tuple(map(len, spectra)):
         cores, error = _chain.cut(cores, center, ranks)
     else:
@@ -213,7 +213,7 @@ def _distance(source: Array | Train, train: Train, weight: Weight | None) -> flo
         if is_product:
             return _chain.distance(*(_weighted.absorb(cores, sites, roots) for cores in pair))
     residual = (rebuilt(source) if isinstance(source, Train) else working(source)) - rebuilt(train)
-    return l2_norm(to_numpy(residual)) if weight is None else weight.norm(residual)
+    return frobenius_norm(residual) if weight is None else weight.norm(residual)
 
 
 def rebuilt(train: Train) -> Array:

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from ._backend import Array, backend_of, conj, detach, dtype_name, like, peak, permute, transposed
+from ._backend import Array, backend_of, conj, detach, dtype_name, frobenius_norm, like, permute, transposed
 from ._bounds import l2_norm
 from ._train import Frame, interleaved
 
@@ -117,21 +117,11 @@ class Unfolding:
         residuals, norms, start = [], [], 0
         for chunk in map(detach, self.chunks()):
             stop = start + chunk.shape[0]
-            norms.append(_norm(chunk))
-            residuals.append(_norm(chunk - left[start:stop] @ right))
+            norms.append(frobenius_norm(chunk))
+            residuals.append(frobenius_norm(chunk - left[start:stop] @ right))
             start = stop
         return l2_norm(np.array(residuals)), l2_norm(np.array(norms))
 
 
 def _identity(size: int, where: Array) -> Array:
     return like(np.eye(size, dtype=dtype_name(where)), where)
-
-
-def _norm(tensor: Array) -> float:
-    """The Frobenius norm, on the device of ``tensor``, at any scale."""
-    largest = peak(tensor)
-    if largest == 0:
-        return 0.0
-    entries = tensor.reshape((-1,)) / largest
-    energy = conj(entries) @ entries
-    return largest * math.sqrt(float(energy.real))

@@ -20,13 +20,13 @@ from ._backend import (
     detach,
     double,
     dtype_name,
+    frobenius_norm,
     is_jax,
     like,
     peak,
     to_numpy,
     transposed,
 )
-from ._bounds import l2_norm
 from ._shapes import MPOShape
 
 Metric = Array | tuple[Array, ...] | None
@@ -160,7 +160,7 @@ class Weight:
         if len(matrix.shape) != 2:
             raise ValueError(f"matrix: got {len(matrix.shape)} axes, expected two (rows, columns)")
         rows, cols = self.roots(tuple(matrix.shape), matrix)
-        return l2_norm(to_numpy(times(rows, double(matrix), cols)))
+        return frobenius_norm(times(rows, double(matrix), cols))
 
 
 def site_roots(weight: Weight, shape: MPOShape, where: Array) -> tuple[SiteRoots, bool]:

@@ -149,15 +149,18 @@ def merge_tree(shapes: Shapes) -> Tree:
     return best[0, len(shapes) - 1][1]
 
 
-def faster_execution(cores: Sequence[Tensor], batch: int, *, amortised: bool) -> str:
+def faster_execution(cores: Sequence[Tensor], batch: int, *, amortised: bool, training: bool = False) -> str:
     """The execution that takes less time for ``batch`` vectors; an amortised contraction counts for nothing.
 
-    A low-rank layer on an accelerator is judged as on a CPU: its two products may take longer to start than the one
-    with the dense weight takes, but that weight is the memory it was to save.
+    On an accelerator the start of every product counts too, but not
+    - of a low-rank layer: its two products may take longer to start than the one with the dense weight takes, but that
+      weight is the memory it was to save;
+    - in training: a weight serves all uses of a step, while core after core has its own products in every backward too,
+      and keeps what each of them made.
     """
     shapes = shapes_of(cores)
-    itemsize = 0 if cores[0].is_cpu or is_low_rank(shapes) else cores[0].element_size()
-    return _faster(shapes, batch, amortised, itemsize)
+    starts = not (cores[0].is_cpu or training or is_low_rank(shapes))
+    return _faster(shapes, batch, amortised, cores[0].element_size() if starts else 0)
 
 
 def overheads(core: Tensor) -> dict[str, int]:

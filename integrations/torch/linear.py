@@ -148,7 +148,7 @@ class MPOLinear(MPOLayer):
         """
         if self.execution != "auto":
             return self.execution
-        return faster_execution(cores, batch, amortised=cached and not self.training)
+        return faster_execution(cores, batch, amortised=cached and not self.training, training=self.training)
 
     def _factored(self, x: Tensor, cores: list[Tensor], batch: int) -> Tensor:
         if is_low_rank(shapes_of(cores)):

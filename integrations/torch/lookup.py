@@ -80,7 +80,8 @@ def look_up(tables: Tables, between: Sequence[Tensor], ids: Tensor) -> Tensor:
     """The rows (n, columns) of ids (n,); ``between`` are the cores in neither table."""
     left, right = tables
     suffixes, digits = right.shape[0], [core.shape[1] for core in between]
-    prefixes = ids // (suffixes * math.prod(digits))
+    below = suffixes * math.prod(digits)
+    prefixes = ids // below if below > 1 else ids  # on an accelerator a division takes as long as a product
     if suffixes > 1 and not between:
         return _Meeting.apply(left, right, prefixes, ids % suffixes)
     vectors = _gather(left, prefixes)

@@ -52,9 +52,9 @@ def prepared(way: str, quick: bool) -> nn.Module:
     return model.train()
 
 
-def batch(quick: bool, device: str) -> dict[str, Tensor]:
-    """16 texts of 64 tokens, without padding."""
-    size, length, vocabulary = (2, 8, 60) if quick else (16, 64, 30000)
+def batch(quick: bool, device: str, size: int = 16, length: int = 64) -> dict[str, Tensor]:
+    """Texts without padding."""
+    size, length, vocabulary = (2, 8, 60) if quick else (size, length, 30000)
     generator = torch.Generator().manual_seed(0)
     ids = torch.randint(1, vocabulary, (size, length), generator=generator)
     labels = torch.randint(0, 2, (size,), generator=generator)

@@ -1,12 +1,15 @@
 """``MPOLinear`` of a 768 x 3072 weight against ``nn.Linear`` and tensorly-torch's ``FactorizedLinear`` with the same
 cores, in both its modes. *cap 64* is interleaved with five sites; *low rank* keeps a quarter of the parameters, and is
 also compared with two ``nn.Linear``. Forward in evaluation, without gradients; forward and backward in training, with
-the gradients of the input and of all parameters. On a GPU both in float32 and with everything in bfloat16.
+the gradients of the input and of all parameters. On a GPU both in float32 and with everything in bfloat16, and forward
+also replayed from a CUDA graph, which starts no product from Python and in which the cores are contracted every time;
+*low rank of 8s* has a bond that 8 divides, which is what the tensor cores of a GPU are made for.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any
 
 import tensorly
@@ -30,6 +33,7 @@ TOKENS = [1, 16, 512, 4096]
 DTYPES = {"cpu": [torch.float32], "cuda": [torch.float32, torch.bfloat16]}
 SAME = {torch.float32: (1e-3, 1e-4), torch.bfloat16: (0.05, 0.02)}  # relative, and of the largest entry
 PEERS = ("tensorly-torch, factorized", "tensorly-torch, reconstructed")
+GRAPH = ", CUDA graph"
 
 
 def rows(quick: bool, *, device: str = "cpu") -> Iterator[Row]:
@@ -42,7 +46,10 @@ def _rows(quick: bool, device: str) -> Iterator[Row]:
     for dtype in DTYPES[device]:
         suffix = " bfloat16" if dtype is torch.bfloat16 else ""
         ratios: list[float] = []
-        for name, make in (("cap 64", interleaved), ("low rank", low_rank)):
+        kinds = {"cap 64": interleaved, "low rank": low_rank}
+        if device == "cuda":
+            kinds["low rank of 8s"] = partial(low_rank, step=8)
+        for name, make in kinds.items():
             contenders = make(size, device, dtype)
             for count in tokens:
                 yield from forward(name + suffix, contenders, count, ratios, quick=quick, device=device)
@@ -56,9 +63,10 @@ def interleaved(size: tuple[int, int], device: str, dtype: torch.dtype) -> dict[
     return models(shape, [min(64, full) for full in shape.full_ranks], device, dtype)
 
 
-def low_rank(size: tuple[int, int], device: str, dtype: torch.dtype) -> dict[str, nn.Module]:
+def low_rank(size: tuple[int, int], device: str, dtype: torch.dtype, *, step: int = 1) -> dict[str, nn.Module]:
+    """``step`` divides the bond."""
     shape = tnmpo.MPOShape.low_rank(size)
-    bond = size[0] * size[1] // (4 * sum(size))
+    bond = size[0] * size[1] // (4 * sum(size)) // step * step
     contenders = models(shape, (1, bond, 1), device, dtype)
     left, right = contenders["tnmpo"].cores
     pair = nn.Sequential(nn.Linear(size[1], bond, bias=False), nn.Linear(bond, size[0])).to(device, dtype)
@@ -95,6 +103,8 @@ def forward(
 ) -> Iterator[Row]:
     x = inputs(contenders, tokens, device)
     calls = {key: without_gradients(module.eval(), x) for key, module in contenders.items()}
+    if device == "cuda":
+        calls |= {f"{key}{GRAPH}": graphed(calls[key]) for key in ("nn.Linear", "tnmpo")}
     assert_equal({key: [call()] for key, call in calls.items()})
     case = f"{name}, forward, {tokens} tokens"
     seconds = yield from timed(case, calls, limit(contenders, tokens, device), quick=quick, device=device)
@@ -102,6 +112,9 @@ def forward(
     is_low_rank = "two nn.Linear" in contenders
     if is_low_rank and tokens >= 512:
         yield verdict(SUITE, case, "dense / ours", 1 / share, at_least=2)
+        if device == "cuda":
+            share = seconds[f"tnmpo{GRAPH}"] / seconds[f"nn.Linear{GRAPH}"]
+            yield verdict(SUITE, case, "dense / ours, both in CUDA graphs", 1 / share, at_least=2)
     elif not is_low_rank and tokens >= 16:
         yield verdict(SUITE, case, "ours / dense", share, at_most=1.10 if tokens < 512 else 1.03)
     peer = min(seconds[key] for key in PEERS) / seconds["tnmpo"]
@@ -141,6 +154,24 @@ def without_gradients(module: nn.Module, x: Tensor) -> Callable[[], Tensor]:
             return module(x)
 
     return call
+
+
+def graphed(call: Callable[[], Tensor]) -> Callable[[], Tensor]:
+    """The call captured once, to be replayed."""
+    side = torch.cuda.Stream()
+    side.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(side):
+        call()  # what libraries prepare at a first call is not captured
+    torch.cuda.current_stream().wait_stream(side)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        answer = call()
+
+    def replay() -> Tensor:
+        graph.replay()
+        return answer
+
+    return replay
 
 
 def with_gradients(module: nn.Module, x: Tensor) -> Callable[[], list[Tensor]]:
