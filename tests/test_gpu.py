@@ -301,6 +301,25 @@ def test_a_model_is_calibrated_and_compressed_where_it_lies():
     torch.testing.assert_close(answers[0].cpu(), answers[1], rtol=1e-3, atol=1e-3)
 
 
+def test_the_report_says_what_small_products_cost_here():
+    report = compress(tiny.bert().to(DEVICE), MPOConfig(rank=2, shape="low_rank", target_modules=["query", "key"]))
+    assert "fewer FLOPs than dense: 4 of 4 linear layers" in str(report)
+    assert "slower than dense all the same: 4 of them" in str(report)
+    assert len(report.slower) == 4
+
+
+def test_small_layers_are_not_contracted_core_after_core():
+    """Few FLOPs in many products take longer than many in one; where the weight is the saving, it is not kept."""
+    layer = MPOLinear.from_linear(nn.Linear(256, 256, device=DEVICE), ((8, 8, 4), (8, 8, 4)), 2).eval()
+    low_rank = MPOLinear.from_linear(nn.Linear(256, 256, device=DEVICE), ((256, 1), (1, 256)), 4).eval()
+    assert tnmpo.contraction_plan(layer.shape, layer.ranks, 512).faster(rebuild=False) == "factored"  # by FLOPs
+    x = torch.ones(512, 256, device=DEVICE)
+    for _ in range(2):
+        layer(x)
+        low_rank(x)
+    assert (layer.reconstructions, low_rank.reconstructions) == (1, 0)
+
+
 def test_training_moves_the_auxiliary_tensors_alone():
     model = tiny.albert("AlbertForSequenceClassification").to(DEVICE)
     compress(model, MPOConfig())
