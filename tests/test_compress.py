@@ -602,6 +602,30 @@ def test_the_text_of_a_report():
     assert json.loads(json.dumps(report.to_dict()))["ratio"] == report.ratio
 
 
+@pytest.mark.parametrize("settings", [{"ratio": 0.6}, {"ratio": 0.6, "allot": "module"}, {"tol": 0.6}])
+def test_low_rank_bonds_are_multiples(settings):
+    """Down within a ratio, up within a tolerance, and as they are where nothing would be left, or nothing saved."""
+    plain, even = (
+        compress(bert(), MPOConfig(shape="low_rank", rank_multiple=multiple, **settings)) for multiple in (1, 2)
+    )
+    changed = 0
+    for one, other in zip(plain.modules, even.modules, strict=True):
+        assert one.kind == other.kind
+        if one.kind != "low-rank":
+            continue
+        rows, cols = one.weight_shape
+        rank = one.ranks[1]
+        rounded = rank + rank % 2 if "tol" in settings else rank - rank % 2 or rank
+        rounded = rounded if rounded * (rows + cols) < rows * cols else rank
+        assert other.ranks == (1, rounded, 1)
+        changed += rounded != rank
+    assert changed
+    if "ratio" in settings:
+        assert even.ratio < plain.ratio <= 0.6
+    else:
+        assert max(module.relative_error for module in even.modules) <= 0.6
+
+
 def speed_lines(report):
     words = ("faster", "slower", "fewer", "  ")
     return [line for line in str(report).splitlines() if line.startswith(words)]

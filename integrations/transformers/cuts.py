@@ -5,16 +5,14 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
-import torch
 from torch import Tensor
 
 import tnmpo
 
 from ..torch.layer import decompose_weight
-from .lowrank import LowRankBasis
+from .lowrank import LowRankBasis, weighted_norm
 
 RATIOS = (0.75, 0.5, 0.33, 0.25, 0.1)  # descending
 TOLERANCES = (0.05, 0.1, 0.2)
@@ -77,7 +75,7 @@ def interleaved_cuts(
     assert mpo.truncation is not None  # a rank was asked for
     total = math.hypot(*mpo.truncation.spectra[0]) if mpo.order > 1 else 0.0
     spectra = tuple(np.asarray(spectrum) / (total or 1.0) for spectrum in mpo.truncation.spectra)
-    norm = _norm(weight, metric)
+    norm = weighted_norm(weight, metric)
     cuts = []
     for cut in low_rank:
         budget = (cut.rank or 0) * sum(weight.shape) or _budget(cut.ratio, weight)
@@ -87,21 +85,9 @@ def interleaved_cuts(
         wanted = tnmpo.ParameterBudget(budget).choose(spectra, shape.site_sizes)
         ranks = tuple(min(pair) for pair in zip(wanted, mpo.ranks, strict=True))
         mpo = tnmpo.truncate(mpo, ranks)
-        error = _norm(weight - mpo.to_matrix()[: weight.shape[0], : weight.shape[1]], metric)
+        error = weighted_norm(weight - mpo.to_matrix()[: weight.shape[0], : weight.shape[1]], metric)
         cuts.append(Cut(cut.ratio, cut.rank, cut.error, mpo.ranks, error / norm if norm else 0.0))
     return spectra, tuple(cuts)
-
-
-def _norm(matrix: Tensor, metric: tnmpo.Weight | None) -> float:
-    """``sqrt(tr(R E C E^T))``, without the roots of the metrics."""
-    turned = wide = matrix.double()
-    rows: Any = None if metric is None else metric.rows
-    cols: Any = None if metric is None else metric.cols
-    if rows is not None:
-        turned = rows.to(wide.device)[:, None] * wide
-    if cols is not None:
-        turned = turned @ cols.to(wide.device)
-    return math.sqrt(max(0.0, float(torch.vdot(turned.reshape(-1), wide.reshape(-1)))))
 
 
 def _budget(ratio: float, weight: Tensor) -> int:

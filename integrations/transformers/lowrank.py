@@ -98,6 +98,18 @@ def low_rank_basis(weight: Tensor, metric: tnmpo.Weight | None = None) -> LowRan
     return LowRankBasis(weight, side.to(kind), values.cpu().numpy(), is_right)
 
 
+def weighted_norm(matrix: Tensor, metric: tnmpo.Weight | None) -> float:
+    """``sqrt(tr(R E C E^T))``, without the roots of the metrics."""
+    wide = turned = matrix.double()
+    rows: Any = None if metric is None else metric.rows
+    cols: Any = None if metric is None else metric.cols
+    if rows is not None:
+        turned = rows.to(wide.device)[:, None] * wide
+    if cols is not None:
+        turned = turned @ cols.to(wide.device)
+    return math.sqrt(max(0.0, float(torch.vdot(turned.reshape(-1), wide.reshape(-1)))))
+
+
 def _left_vectors(matrix: Tensor, metric: Any) -> tuple[Tensor, Tensor]:
     """The left singular vectors (n, k) and values (k,) of ``matrix metric^{1/2}``, in double precision."""
     core, isometry = matrix, None

@@ -17,7 +17,7 @@ import tnmpo
 from ..torch.layer import decompose_weight
 from .calibration import Calibration
 from .config import MPOConfig
-from .lowrank import LowRankBasis, low_rank_basis
+from .lowrank import LowRankBasis, low_rank_basis, weighted_norm
 from .targets import matches_name
 
 Result = tuple[tnmpo.MPO, float | None]  # the MPO and its relative error, None where nothing was cut
@@ -122,7 +122,9 @@ def allot(matrices: Sequence[Matrix], spectra: Sequence[Sequence[np.ndarray]], c
     budget = math.floor(config.ratio * sum(math.prod(_size(matrix)) for matrix in matrices) + 1e-9)
     shapes = [_first_shape(matrix, config) for matrix in matrices]
     ranks = tnmpo.allot_ranks(spectra, [shape.site_sizes for shape in shapes], budget)
-    return list(ranks) if config.shape == "interleaved" else [chosen[1] for chosen in ranks]
+    if config.shape == "interleaved":
+        return list(ranks)
+    return [_rounded_down(chosen[1], config.rank_multiple) for chosen in ranks]
 
 
 def own_ranks(matrices: Sequence[Matrix], config: MPOConfig) -> list[Any]:
@@ -175,7 +177,8 @@ class Planner:
         plan = self._interleaved(matrix, metric, rank) if is_interleaved else self._low_rank(matrix, metric, rank)
         if isinstance(rank, float):
             # Of an interleaved one, the paper's baseline: one cap for all bonds of the matrix.
-            return replace(plan, rank=_largest_cap(plan.shape, matrix, rank))
+            cap = _largest_cap(plan.shape, matrix, rank)
+            return replace(plan, rank=cap if is_interleaved else _rounded_down(cap, self.config.rank_multiple))
         return self._settled(plan, rank) if isinstance(rank, tnmpo.Tolerance) else plan
 
     def challenge(self, plan: Plan[M]) -> Plan[M]:
@@ -207,7 +210,9 @@ class Planner:
         if plan.basis is None:
             return self._settled_interleaved(plan, tolerance.relative)
         _, rank, _ = tolerance.choose([plan.basis.spectrum], plan.shape.site_sizes)
-        return _whole(plan) if rank > _break_even(plan.target) else replace(plan, rank=rank)
+        most = _break_even(plan.target)
+        rounded = -(-rank // self.config.rank_multiple) * self.config.rank_multiple
+        return _whole(plan) if rank > most else replace(plan, rank=rounded if rounded <= most else rank)
 
     def _settled_interleaved(self, plan: Plan[M], wanted: float) -> Plan[M]:
         """An interleaved MPO is cut in the unweighted norm: cut less until the weighted error is small enough."""
@@ -248,22 +253,10 @@ def decompose(plan: Plan[Any]) -> Result:
 def _relative_error(plan: Plan[Any], mpo: tnmpo.MPO) -> float:
     weight = plan.target.weight.detach()
     rows, cols = weight.shape
-    norm = _norm(weight, plan.metric)
+    norm = weighted_norm(weight, plan.metric)
     # of 16-bit cores in single precision: their product would be rounded once more
     dense = tnmpo.MPO([core.to(torch.promote_types(core.dtype, torch.float32)) for core in mpo.cores]).to_matrix()
-    return _norm(weight - dense[:rows, :cols], plan.metric) / norm if norm else 0.0
-
-
-def _norm(matrix: torch.Tensor, metric: tnmpo.Weight | None) -> float:
-    """``sqrt(tr(R E C E^T))``, without the roots of the metrics."""
-    wide = turned = matrix.double()
-    rows: Any = None if metric is None else metric.rows
-    cols: Any = None if metric is None else metric.cols
-    if rows is not None:
-        turned = rows.to(wide.device)[:, None] * wide
-    if cols is not None:
-        turned = turned @ cols.to(wide.device)
-    return math.sqrt(max(0.0, float(torch.vdot(turned.reshape(-1), wide.reshape(-1)))))
+    return weighted_norm(weight - dense[:rows, :cols], plan.metric) / norm if norm else 0.0
 
 
 @contextmanager
@@ -309,6 +302,11 @@ def _largest_cap(shape: tnmpo.MPOShape, target: Matrix, ratio: float) -> int:
             f"ratio: got {ratio}, which is below the rank-one size of {target.name} {_size(target)}; raise it"
         )
     return fitting[-1]
+
+
+def _rounded_down(rank: int, multiple: int) -> int:
+    """To a multiple, unless nothing is left."""
+    return rank // multiple * multiple or rank
 
 
 def _names_any(pattern: str, target: Matrix) -> bool:

@@ -1,7 +1,8 @@
 """Does ``MPOLinear`` choose its execution well? Every execution is timed in evaluation over a grid of shapes, caps and
 batch sizes (two sites: low rank); *cached* has the dense weight at hand, *rebuilt* contracts the cores at every call
 (``cache=False``). The cells are in ``tests/benchmarks/cost_model.json`` and, on a GPU in float32 and bfloat16, in
-``cost_model_cuda.json``, for the model to be fitted to.
+``cost_model_cuda.json``, for the model to be fitted to. On a GPU a low-rank layer never keeps a dense weight, which at
+small batches would be faster: the memory is what it is for, and most cells of *cached* that are wrong there are these.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from typing import Any
 
 import torch
 from limits import measured_rates
+from machine import describe
 from records import Row, verdict
 from side_by_side import timings
 from tnmpo.integrations.torch import MPOLinear
@@ -133,6 +135,7 @@ def named(entry: dict[str, Any]) -> str:
 
 def write(path: Path, found: list[dict[str, Any]], device: str) -> None:
     """One cell a line, small enough to be kept."""
-    head = json.dumps({"device": device, "threads": torch.get_num_threads(), "rates": measured_rates(device).to_dict()})
+    name = describe(device, 0, "")["device"]
+    head = json.dumps({"device": name, "threads": torch.get_num_threads(), "rates": measured_rates(device).to_dict()})
     lines = ",\n".join(json.dumps(entry) for entry in found)
     path.write_text(f'{{"machine": {head}, "cells": [\n{lines}\n]}}\n')

@@ -46,6 +46,9 @@ def compress(
     rank: Rank = None,
     tol: Tol = None,
     shape: Shape = "auto",
+    rank_multiple: Annotated[
+        int, typer.Option(help="Low-rank bonds that a ratio or tol chooses are multiples of it; 8 is fast on GPUs.")
+    ] = 1,
     order: Order = 5,
     target: Target = None,
     exclude: Exclude = None,
@@ -85,6 +88,7 @@ def compress(
             rank=rank,
             tol=tol,
             shape=shape,
+            rank_multiple=rank_multiple,
             order=order,
             target_modules=patterns(target),
             exclude_modules=patterns(exclude),
