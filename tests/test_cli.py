@@ -153,6 +153,36 @@ def test_a_cluster_compresses_to_the_same_files(folder, tmp_path):
     assert_error(call("compress", folder / "model", many, *options, "--cluster", "local"), "output: .*many exists")
 
 
+def test_a_cluster_calibrates_the_model_that_it_compresses(folder, tmp_path):
+    """An encoder that is stored with the head of its pre-training: all its names have a prefix."""
+    model = bert("BertForMaskedLM", vocab_size=len(TOKENIZER))
+    model.save_pretrained(tmp_path / "model")
+    TOKENIZER.save_pretrained(tmp_path / "model")
+    command = ("compress", tmp_path / "model", tmp_path / "out", "--ratio", 0.5, *on_glue(folder), "--examples", 16)
+    with Client(processes=False, n_workers=1, threads_per_worker=1, dashboard_address=None) as client:
+        run(*command, "--cluster", client.scheduler.address)
+    assert type(load(tmp_path / "out")).__name__ == "BertForMaskedLM"
+    modules = read(tmp_path / "out" / "compression.json")["modules"]
+    assert all(module["weighted"] for module in modules if module["name"].endswith("query"))
+    # and is fine-tuned under the head of a task
+    finetuning = ("finetune", tmp_path / "out", tmp_path / "tuned", *on_glue(folder), "--steps", 2, "--batch-size", 4)
+    run(*finetuning)
+    assert type(load(tmp_path / "tuned")).__name__ == "BertForSequenceClassification"
+
+
+def test_sixteen_bits_are_trained_in_thirty_two(folder, tmp_path):
+    bert(vocab_size=len(TOKENIZER)).bfloat16().save_pretrained(tmp_path / "model")
+    TOKENIZER.save_pretrained(tmp_path / "model")
+    command = ("finetune", tmp_path / "model", tmp_path / "out", *on_glue(folder), "--steps", 2, "--batch-size", 4)
+    assert "trains, and saves, in float32; the model was in torch.bfloat16" in run(*command)
+    assert {parameter.dtype for parameter in open_model(tmp_path / "out").parameters()} == {torch.float32}
+
+
+def test_a_teacher_without_a_head_is_refused_before_the_training(folder, tmp_path):
+    command = ("finetune", folder / "model", tmp_path / "out", *on_glue(folder), "--teacher", folder / "model")
+    assert_error(call(*command), "teacher: a BertModel has no classification head, so its sentence vectors")
+
+
 def test_lossless_compression_keeps_the_score(folder, tmp_path):
     run("compress", folder / "model", tmp_path / "out")
     dense = run("evaluate", folder / "model", *on_glue(folder, "stsb"))[-1]

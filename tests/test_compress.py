@@ -626,6 +626,16 @@ def test_low_rank_bonds_are_multiples(settings):
         assert max(module.relative_error for module in even.modules) <= 0.6
 
 
+@pytest.mark.parametrize("option", [{"max_norm": 1.0}, {"sparse": True}, {"scale_grad_by_freq": True}])
+def test_an_embedding_that_acts_on_single_rows_stays_as_it_is(option):
+    model = nn.Sequential(nn.Embedding(60, 8, **option), nn.Linear(8, 12))
+    report = compress(model, MPOConfig(rank=2, target_modules="all-linear"))
+    assert [module.name for module in report.modules] == ["1"]
+    (left,) = report.uncovered
+    assert left.name == "0.weight"
+    assert "max_norm, sparse or scale_grad_by_freq" in left.reason
+
+
 def speed_lines(report):
     words = ("faster", "slower", "fewer", "  ")
     return [line for line in str(report).splitlines() if line.startswith(words)]
@@ -667,7 +677,7 @@ def test_the_report_says_which_layers_an_accelerator_makes_slower(monkeypatch, c
         assert time == pytest.approx(2, rel=1e-3)
         assert first == f"fewer FLOPs than dense: 4 of 4 linear layers, {cost:.2f}x the FLOPs"
         assert rest[0] == "slower than dense all the same: 4 of them, about 2.0x to 2.0x the time at 512 tokens"
-        assert rest[1].startswith("  (products so small that this device spends the time on starting them;")
+        assert rest[1].startswith("  (products so small that this device spends the time on starting them, but")
         assert len(report.slower) == 4
     else:
         assert time == cost

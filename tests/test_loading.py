@@ -15,7 +15,6 @@ from safetensors import safe_open
 from tiny import albert, answer, batch, bert, family
 from tnmpo.integrations.transformers import (
     MPOConfig,
-    MPOQuantizer,
     absorb,
     compress,
     freeze_central,
@@ -317,10 +316,22 @@ def test_a_model_of_another_quantizer_is_refused():
     assert not list(mpo_layers(model))
 
 
-def test_weights_left_on_disk_cannot_be_compressed_on_load():
-    quantizer = MPOQuantizer(MPOConfig(), pre_quantized=False)
-    with pytest.raises(ValueError, match=r"device_map: got one that leaves weights on disk"):
-        quantizer.validate_environment(device_map={"bert": "disk"})
+@pytest.mark.parametrize("compressed", [False, True])
+def test_weights_that_are_offloaded_are_refused(tmp_path, compressed):
+    model = bert()
+    if compressed:
+        compress(model, MPOConfig())
+    model.save_pretrained(tmp_path / "model")
+    options = {} if compressed else {"quantization_config": MPOConfig()}
+    with pytest.raises(
+        ValueError, match=r"device_map: got one that offloads weights \(cpu, disk\), from where nothing"
+    ):
+        transformers.AutoModel.from_pretrained(
+            tmp_path / "model",
+            device_map={"embeddings": "cpu", "encoder": "disk", "pooler": "cpu"},
+            offload_folder=tmp_path / "offloaded",
+            **options,
+        )
 
 
 def test_without_the_import_transformers_warns_and_the_card_says_so(saved):

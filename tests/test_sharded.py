@@ -268,10 +268,15 @@ def test_a_second_start_goes_on_after_the_first_was_killed(cluster, client, sabo
     assert_goes_on(client, llama, tmp_path)
 
 
+def n_executing(dask_worker):
+    return len(dask_worker.state.executing)
+
+
 def assert_goes_on(client, llama, folder):
     """Start again: what has a part is not done again, and the result is the same."""
     deadline = time.monotonic() + 20
-    while any(client.processing().values()):  # what was under way when nobody waited for it any more
+    # what was under way when nobody waited for it any more: the scheduler has forgotten it, the workers have not
+    while any(client.processing().values()) or any(client.run(n_executing).values()):
         assert time.monotonic() < deadline
         time.sleep(0.02)
     assert not (folder / "ours").exists()

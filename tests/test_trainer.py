@@ -300,6 +300,9 @@ def test_a_teacher_that_does_not_fit_is_refused(tmp_path):
         ValueError, match=r"teacher: its output has shape \(4, 2\), the student's \(4, 3\); pass the dense"
     ):
         trainer_of(model, tmp_path, options={"teacher": classifier(labels=2)}).train()
+    vectors = {"last_hidden_state": torch.ones(1, 2, 3)}
+    with pytest.raises(ValueError, match=r"teacher: its output has last_hidden_state, that of the Bert.* logits"):
+        distillation_loss(classifier(), {"logits": torch.ones(1, 2)}, vectors, {})
     with pytest.raises(ValueError, match=r"teacher: got a multi-label head"):
         distillation_loss(classifier(problem_type="multi_label_classification"), {"logits": torch.ones(1, 3)}, {}, {})
     with pytest.raises(ValueError, match=r"teacher: the output of a BertModel has start_logits; expected logits"):

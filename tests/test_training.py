@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from tiny import albert, bert
+from tiny import albert, answer, batch, bert, family
 from tnmpo.integrations.transformers import MPOConfig, compress, freeze_central, parameter_report
 from tnmpo.integrations.transformers.acceptability import acceptability_task, corpus, word_tokenizer
 from tnmpo.integrations.transformers.distillation import masked_mean
@@ -327,6 +327,58 @@ def test_a_model_is_opened_as_what_it_was_saved_as(tmp_path):
         assert type(opened) is type(model)
         assert all(torch.equal(value, opened.state_dict()[name]) for name, value in model.state_dict().items())
         assert open_tokenizer(folder)("the dogs sleep")["input_ids"] == TOKENIZER("the dogs sleep")["input_ids"]
+
+
+@pytest.mark.parametrize(
+    ("model", "kind"),
+    [
+        (lambda: bert("BertForMaskedLM", **WORDS), "BertModel"),
+        (lambda: bert("BertForTokenClassification", **WORDS), "BertForTokenClassification"),
+        (lambda: family("bart", "BartForConditionalGeneration"), "BartForConditionalGeneration"),
+    ],
+)
+def test_a_head_is_kept_but_that_of_the_pre_training(model, kind, tmp_path):
+    model().save_pretrained(tmp_path)
+    assert type(open_model(tmp_path)).__name__ == kind
+    assert type(open_model(tmp_path, as_stored=True)) is type(model())
+
+
+@pytest.mark.parametrize("compressed", [False, True])
+@pytest.mark.parametrize("kind", ["BertForMaskedLM", "BertForTokenClassification"])
+def test_another_head_gives_way_to_that_of_the_task(kind, compressed, tmp_path):
+    model = bert(kind, **WORDS)
+    if compressed:
+        compress(model, MPOConfig(ratio=0.7, shape="low_rank"))
+    expected = answer(model.base_model)
+    headed = with_head(model, PAIRS)
+    assert type(headed).__name__ == "BertForSequenceClassification"
+    assert torch.equal(answer(headed.base_model), expected)
+    assert headed(**batch()).logits.shape == (4, 1)
+    headed.save_pretrained(tmp_path)
+    again = type(headed).from_pretrained(tmp_path)
+    assert torch.equal(answer(again), answer(headed))
+    predicted = predict(bert(kind, **WORDS), TOKENIZER, PAIRS, pairs())  # cosines need vectors, which no head gives
+    assert predicted.shape == (len(pairs()),)
+
+
+def test_a_head_that_names_the_classes_in_another_order_is_read_by_its_names():
+    """Trained, scored and answered alike, whatever its order and capitals; other names are taken to be in order."""
+    task = Task("order", ("sentence",), 2, "f1", classes=("no", "yes"))
+    scores = {}
+    for names in (("no", "yes"), ("YES", "NO"), ("LABEL_0", "LABEL_1")):
+        model = classifier()
+        model.config.id2label = dict(enumerate(names))
+        with torch.no_grad():
+            if names[0] == "YES":  # the same head, its outputs in the other order
+                for parameter in model.classifier.parameters():
+                    parameter.copy_(parameter.flip(0))
+        before = predict(model, TOKENIZER, task, DATA.train)
+        log = train(model, task, hold_out=8)
+        after = predict(model, TOKENIZER, task, DATA.train)
+        scores[names] = (before.tolist(), after.tolist(), log.held_out)
+    first, *others = scores.values()
+    assert first[0] != first[1]
+    assert all(other == first for other in others)
 
 
 def test_a_folder_without_a_model_or_tokenizer_is_refused(tmp_path):

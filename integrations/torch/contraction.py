@@ -159,23 +159,23 @@ def faster_execution(cores: Sequence[Tensor], batch: int, *, amortised: bool, tr
       and keeps what each of them made.
     """
     shapes = shapes_of(cores)
-    starts = not (cores[0].is_cpu or training or is_low_rank(shapes))
-    return _faster(shapes, batch, amortised, _nearest_size(cores[0]) if starts else 0)
+    starts = not (training or is_low_rank(shapes))
+    return _faster(shapes, batch, amortised, _size_on_accelerator(cores[0]) if starts else 0)
 
 
 def overheads(core: Tensor) -> dict[str, int]:
     """What ``ContractionPlan.cost`` is to count besides FLOPs, where it is not that of a CPU."""
-    return {} if core.is_cpu else _ON_ACCELERATOR[_nearest_size(core)]
+    return _ON_ACCELERATOR.get(_size_on_accelerator(core), {})
 
 
-def _nearest_size(core: Tensor) -> int:
-    """The bytes of a number, of 8 bits as of 16, and of complex ones of 128 bits as of 64."""
-    return min(max(core.element_size(), 2), 8)
+def _size_on_accelerator(core: Tensor) -> int:
+    """The bytes of a number there, as in the table (8 bits count as 16, 128 as 64); 0 on a CPU, and of no values."""
+    return 0 if core.is_cpu or core.is_meta else min(max(core.element_size(), 2), 8)
 
 
 @constant
 def _faster(shapes: Shapes, batch: int, amortised: bool, itemsize: int) -> str:
-    """Numbers of ``itemsize`` bytes lie on an accelerator; 0 is a CPU."""
+    """The numbers have ``itemsize`` bytes on an accelerator; 0 is a CPU."""
     plan = tnmpo.contraction_plan(mpo_shape(shapes), (1, *(shape[3] for shape in shapes)), batch)
     return plan.faster(rebuild=not amortised, **_ON_ACCELERATOR.get(itemsize, {}))
 

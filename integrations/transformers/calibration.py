@@ -81,7 +81,7 @@ class Calibration:
                 covariance = self.covariances[name]
                 # Query, key and value share their input: one object, whose square root is taken once.
                 for known in self._weights.values():
-                    if isinstance(known.cols, torch.Tensor) and torch.equal(known.cols, covariance):
+                    if _are_equal(known.cols, covariance):
                         self._weights[name] = known
                         return known
                 self._weights[name] = tnmpo.Weight(cols=covariance)
@@ -141,6 +141,10 @@ def calibrate(model: nn.Module, batches: Iterable[Mapping[str, Any]]) -> Calibra
     return calibration
 
 
+def _are_equal(known: Any, covariance: Tensor) -> bool:
+    return isinstance(known, Tensor) and known.device == covariance.device and torch.equal(known, covariance)
+
+
 class _Collector:
     """Sums over batches while the hooks are in place."""
 
@@ -181,7 +185,7 @@ class _Collector:
     def _mask_of(self, x: Tensor) -> Tensor | None:
         """The positions of ``x`` that are not padding, where it still has the batch's positions."""
         if self.mask is not None and x.ndim == 3 and x.shape[:2] == self.mask.shape:
-            return self.mask.bool()
+            return self.mask.to(x.device).bool()  # of a model on several devices
         return None
 
     def finish(self) -> None:

@@ -61,6 +61,11 @@ def distillation_loss(
         kind = getattr(config, "problem_type", None)
         if kind == "multi_label_classification":
             raise ValueError("teacher: got a multi-label head, expected one of single labels, tokens or a regression")
+        if "logits" not in target:
+            raise ValueError(
+                f"teacher: its output has {', '.join(target)}, that of the {type(student).__name__} logits; "
+                "expected a teacher with the same head"
+            )
         given, wanted = _counted(student, answer["logits"], target["logits"], inputs)
         if kind == "regression" or given.shape[-1] == 1:
             total = (given - wanted).square().sum() / given.shape[-1]

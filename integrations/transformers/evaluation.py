@@ -79,17 +79,32 @@ def predict(
                 "load it with num_labels set, or fine-tune it on this task"
             )
         logits = _run(model, tokenizer, split.texts, batch_size, max_length, _logits).float().numpy()
-        return logits[:, 0] if task.is_regression else logits.argmax(-1)
+        if task.is_regression:
+            return logits[:, 0]
+        classes = classes_of_head(model, task)
+        return logits.argmax(-1) if classes is None else classes[logits.argmax(-1)]
     if not (task.is_regression and len(task.columns) == 2):
         raise ValueError(
             f"predict: a {type(model).__name__} has no classification head, which task {task.name!r} needs; "
             "fine-tune it on the task first"
         )
+    body = getattr(model, "base_model", model)  # a head for something else gives no vectors
     first, second = (
-        _run(model, tokenizer, [(text[side],) for text in split.texts], batch_size, max_length, _mean)
-        for side in (0, 1)
+        _run(body, tokenizer, [(text[side],) for text in split.texts], batch_size, max_length, _mean) for side in (0, 1)
     )
     return torch.cosine_similarity(first, second).float().numpy()
+
+
+def classes_of_head(model: nn.Module, task: Task) -> np.ndarray | None:
+    """The task's class of every output of a head that names them in another order; None where they are in order.
+
+    A head whose names (``config.id2label``) are not those of the task is taken to be in order.
+    """
+    names = getattr(getattr(model, "config", None), "id2label", None) or {}
+    found = [str(names.get(output, "")).lower() for output in range(task.n_labels)]
+    if tuple(found) == task.classes or sorted(found) != sorted(task.classes):
+        return None
+    return np.array([task.classes.index(name) for name in found])
 
 
 def evaluate(

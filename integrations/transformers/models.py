@@ -7,28 +7,26 @@ from typing import Any
 
 import torch
 import transformers
-from torch import nn
 
 from .checkpoint import is_checkpoint, load
 from .quantizer import attach
 from .tasks import Task
 
-_HEADS = {  # the heads that are kept, by the end of the class's name
-    "ForSequenceClassification": transformers.AutoModelForSequenceClassification,
-    "ForCausalLM": transformers.AutoModelForCausalLM,
-    "LMHeadModel": transformers.AutoModelForCausalLM,
-}
+_PRETRAINING = ("ForMaskedLM", "ForPreTraining")  # heads that tasks replace; the body has a pooler that they lack
 
 
-def open_model(name: str | Path) -> Any:
+def open_model(name: str | Path, *, as_stored: bool = False) -> Any:
     """A compressed model as the class it was saved from, or any of transformers.
 
-    A dense model keeps a head for classification or for causal language modelling, and comes without one else.
+    A dense model comes as the class that its ``config.json`` names. Only encoders with the head of their pre-training
+    (masked language modelling) come without it.
 
     Parameters
     ----------
     name : str or Path
         A folder or the name of a model on the Hugging Face hub.
+    as_stored : bool
+        Keep that head too, and be the class that ``compress_checkpoint`` compresses.
 
     Raises
     ------
@@ -39,11 +37,11 @@ def open_model(name: str | Path) -> Any:
         return load(name)
     try:
         config = transformers.AutoConfig.from_pretrained(name)
-        auto: Any = transformers.AutoModel
-        for ending, with_head_of in _HEADS.items():
-            if any(entry.endswith(ending) for entry in config.architectures or ()):
-                auto = with_head_of
-        return auto.from_pretrained(name)
+        stored = (config.architectures or ["none"])[0]
+        cls: Any = getattr(transformers, stored, transformers.AutoModel)
+        if stored.endswith(_PRETRAINING) and not as_stored:
+            cls = transformers.AutoModel
+        return cls.from_pretrained(name)
     except (OSError, ValueError) as error:
         raise ValueError(
             f"model: {name} is neither a folder with a model nor a name on the hub: {_first_line(error)}"
@@ -67,8 +65,8 @@ def open_tokenizer(name: str | Path) -> Any:
 def with_head(model: Any, task: Task, *, seed: int = 0) -> Any:
     """The model with a classification (or regression) head of the task's size.
 
-    A model that has one keeps it; a bare one, compressed or not, is put under a new one whose
-    weights are drawn with ``seed``.
+    A model that has one keeps it. The body of any other, compressed or not, is put under a new one whose weights are
+    drawn with ``seed``, and so is what the body lacks for it (a pooler); a head for something else is left behind.
 
     Raises
     ------
@@ -87,8 +85,14 @@ def with_head(model: Any, task: Task, *, seed: int = 0) -> Any:
     config.problem_type = "regression" if task.is_regression else "single_label_classification"
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        headed: nn.Module = transformers.AutoModelForSequenceClassification.from_config(config)
-    setattr(headed, headed.base_model_prefix, model)  # type: ignore[arg-type]
+        headed: Any = transformers.AutoModelForSequenceClassification.from_config(config)
+    body = getattr(model, "base_model", model)
+    like = next(body.parameters())
+    headed.to(like.device, like.dtype)
+    for name, part in getattr(headed, headed.base_model_prefix).named_children():
+        if getattr(body, name, None) is None:
+            setattr(body, name, part)
+    setattr(headed, headed.base_model_prefix, body)
     if getattr(model, "hf_quantizer", None) is not None:
         attach(headed, model.hf_quantizer.quantization_config, model.hf_quantizer.report)
     return headed.train(model.training)

@@ -33,14 +33,6 @@ class MPOQuantizer(HfQuantizer):
     quantization_config: MPOConfig
     report: CompressionReport | None = None
 
-    def validate_environment(self, *args: Any, device_map: Any = None, **kwargs: Any) -> None:
-        places = set(device_map.values()) if isinstance(device_map, dict) else set()
-        if not self.pre_quantized and "disk" in places:
-            raise ValueError(
-                "device_map: got one that leaves weights on disk, which cannot be compressed on load; "
-                "compress the checkpoint with compress_checkpoint, then load it"
-            )
-
     def _process_model_before_weight_loading(self, model: Any, **kwargs: Any) -> None:
         if self.pre_quantized:
             if not self.quantization_config.layers:
@@ -51,6 +43,13 @@ class MPOQuantizer(HfQuantizer):
             install(model, self.quantization_config.layers)
 
     def _process_model_after_weight_loading(self, model: Any, **kwargs: Any) -> None:
+        if any(parameter.is_meta for parameter in model.parameters()):
+            places = sorted(set(map(str, getattr(model, "hf_device_map", {}).values())))
+            raise ValueError(
+                f"device_map: got one that offloads weights ({', '.join(places)}), from where nothing brings the cores "
+                "of MPO layers back; place the whole model on devices"
+                + ("" if self.pre_quantized else ", or compress the checkpoint with compress_checkpoint, then load it")
+            )
         if self.pre_quantized:
             layers = self.quantization_config.layers or {}
             if unfilled := unfilled_cores(model, layers):

@@ -178,7 +178,7 @@ def dense_weights(model: nn.Module) -> list[Target]:
     held_elsewhere: set[int] = set()
     for name, module in model.named_modules():
         # The model itself, whose name is empty, has no parent to hang another module in.
-        if type(module) in DENSE_CLASSES and name:
+        if type(module) in DENSE_CLASSES and name and not acts_on_rows(module):
             groups.setdefault(id(module.weight), []).append((name, module))
         else:
             held_elsewhere.update(map(id, module.parameters(recurse=False)))
@@ -191,11 +191,20 @@ def dense_weights(model: nn.Module) -> list[Target]:
     return [Target(*zip(*group, strict=True)) for group in ordered]
 
 
+def acts_on_rows(module: nn.Module) -> bool:
+    """Whether an embedding has an option that treats single rows of the table, which cores have not."""
+    return isinstance(module, nn.Embedding) and bool(
+        module.max_norm is not None or module.sparse or module.scale_grad_by_freq
+    )
+
+
 def obstacle(module: nn.Module, parameter: Tensor) -> str:
     """In words, why the weight of a module cannot become an MPO: the module's class, the number of axes."""
     kind = type(module).__name__
     if parameter.ndim != 2:
         return f"{kind}, {parameter.ndim} {'axis' if parameter.ndim == 1 else 'axes'}: not a matrix"
+    if acts_on_rows(module):
+        return f"{kind} with max_norm, sparse or scale_grad_by_freq, which act on single rows"
     if type(module) in DENSE_CLASSES:
         return f"{kind}, its weight is shared with a module of another class"
     for known in DENSE_CLASSES:

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike
 
-from .glue_files import LARGEST_SCORE, PAIR, Examples, folded, read_folder
+from .glue_files import ENTAILMENT, LARGEST_SCORE, PAIR, Examples, folded, read_folder
 from .metrics import METRICS
 
 __all__ = ["Split", "Task", "TaskData", "get_task", "load_task"]
@@ -40,6 +40,8 @@ class Task:
         class 1), ``"spearman"`` (rank correlation) or ``"pearson"``. Higher is better for each.
     further_metrics : tuple of str
         What is reported beside it.
+    classes : tuple of str
+        The names of the classes in their order; a head that has the same names in another order is read by them.
 
     Raises
     ------
@@ -57,6 +59,7 @@ class Task:
     n_labels: int
     metric: str
     further_metrics: tuple[str, ...] = ()
+    classes: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         for metric in (self.metric, *self.further_metrics):
@@ -271,15 +274,15 @@ class TaskData:
 _TASKS = {
     task.name: task
     for task in (
-        Task("cola", ("sentence",), 2, "matthews"),
-        Task("sst2", ("sentence",), 2, "accuracy"),
-        Task("mrpc", PAIR, 2, "f1", ("accuracy",)),
+        Task("cola", ("sentence",), 2, "matthews", classes=("unacceptable", "acceptable")),
+        Task("sst2", ("sentence",), 2, "accuracy", classes=("negative", "positive")),
+        Task("mrpc", PAIR, 2, "f1", ("accuracy",), ("not_equivalent", "equivalent")),
         Task("stsb", PAIR, 1, "spearman", ("pearson",)),
-        Task("qqp", ("question1", "question2"), 2, "f1", ("accuracy",)),
-        Task("mnli", ("premise", "hypothesis"), 3, "accuracy"),
-        Task("qnli", ("question", "sentence"), 2, "accuracy"),
-        Task("rte", PAIR, 2, "accuracy"),
-        Task("wnli", PAIR, 2, "accuracy"),
+        Task("qqp", ("question1", "question2"), 2, "f1", ("accuracy",), ("not_duplicate", "duplicate")),
+        Task("mnli", ("premise", "hypothesis"), 3, "accuracy", classes=("entailment", "neutral", "contradiction")),
+        Task("qnli", ("question", "sentence"), 2, "accuracy", classes=ENTAILMENT),
+        Task("rte", PAIR, 2, "accuracy", classes=ENTAILMENT),
+        Task("wnli", PAIR, 2, "accuracy", classes=ENTAILMENT[::-1]),
     )
 }
 

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import nn
 from torch.utils.data import Dataset
@@ -26,7 +27,7 @@ from transformers import (
 from transformers.trainer_utils import get_last_checkpoint
 
 from .checkpoint import write_text
-from .evaluation import encode
+from .evaluation import classes_of_head, encode
 from .report import parameter_report
 from .tasks import Split, Task
 from .trainer import MPOTrainer
@@ -157,8 +158,10 @@ def finetune(
         "learning_rate": learning_rate,
         "core_learning_rate": core_learning_rate,
         "batch_size": batch_size,
+        "warmup": warmup,
+        "max_length": max_length,
         "seed": seed,
-        "teacher": teacher is not None,
+        "teacher": None if teacher is None else _name_of(teacher),
         "early_stop": early_stop,
         "trainable": parameter_report(model).trainable,
     }
@@ -196,7 +199,7 @@ def finetune(
             train_dataset=_Examples(model, tokenizer, task, split, max_length, has_head),
             eval_dataset=_Examples(model, tokenizer, task, held_out, max_length, has_head) if held_out else None,
             data_collator=DataCollatorWithPadding(tokenizer),
-            compute_metrics=_scorer(task) if has_head else None,
+            compute_metrics=_scorer(task, classes_of_head(model, task)) if has_head else None,
             callbacks=[*callbacks, *([EarlyStoppingCallback(early_stop)] if early_stop is not None else [])],
         )
         if not progress:
@@ -211,6 +214,11 @@ def finetune(
     taken = trainer.state.global_step
     done = 0 if resume is None else int(resume.rpartition("-")[2])
     return FinetuneLog(taken, result.training_loss, result.metrics["train_runtime"] / max(1, taken - done), score)
+
+
+def _name_of(teacher: nn.Module) -> str:
+    """Where it was loaded from, else its class."""
+    return getattr(teacher, "name_or_path", "") or type(teacher).__name__
 
 
 def _check_early_stop(patience: int, save_steps: int, steps: int, folder: str | Path | None) -> None:
@@ -237,13 +245,15 @@ def _last_checkpoint(folder: Path, settings: dict[str, Any]) -> str | None:
     return checkpoint
 
 
-def _scorer(task: Task) -> Callable[[EvalPrediction], dict[str, float]]:
-    """The task's metric, as the Trainer wants it."""
+def _scorer(task: Task, classes: np.ndarray | None) -> Callable[[EvalPrediction], dict[str, float]]:
+    """The task's metric, as the Trainer wants it; ``classes`` are those of the head's outputs."""
 
     def score(answers: EvalPrediction) -> dict[str, float]:
         logits = answers.predictions[0] if isinstance(answers.predictions, tuple) else answers.predictions
-        guessed = logits[:, 0] if task.is_regression else logits.argmax(-1)
-        return {"score": task.score(guessed, answers.label_ids)}
+        guessed, right = logits[:, 0] if task.is_regression else logits.argmax(-1), answers.label_ids
+        if classes is not None:
+            guessed, right = classes[guessed], classes[right]
+        return {"score": task.score(guessed, right)}
 
     return score
 
@@ -257,6 +267,9 @@ class _Examples(Dataset):
         texts = split.texts if has_head else tuple((text,) for texts in split.texts for text in texts)
         self.inputs = encode(model, tokenizer, texts, max_length=max_length)
         self.labels = split.labels.astype("float32" if task.is_regression else "int64") if has_head else None
+        classes = classes_of_head(model, task) if has_head else None
+        if classes is not None:  # the head's numbers of the classes
+            self.labels = np.argsort(classes)[split.labels]
         self.size = len(texts)
 
     def __len__(self) -> int:

@@ -12,6 +12,7 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
+import torch
 from accelerate import PartialState
 from torch import nn
 
@@ -31,7 +32,7 @@ from ..squeezing import squeeze as squeeze_model
 from ..surgery import absorb, freeze_central
 from ..surgery import compress as compress_model
 from ..targets import mpo_layers
-from ..tasks import Split, TaskData, load_task
+from ..tasks import Split, Task, TaskData, load_task
 from ..training import finetune as finetune_model
 from .records import check_output, check_plan, to_json, versions, write_plan
 from .session import Session
@@ -78,8 +79,10 @@ def compress_stage(
     if calibration is not None and task is not None:
         data = read_task(task)
         tokenizer = open_tokenizer(model)
-        network = open_model(model).to(here.device)
-        collected = calibrate_on(network, tokenizer, data.train, calibration.examples, calibration.count_all)
+        network = open_model(model, as_stored=cluster is not None).to(here.device)
+        collected = calibrate_on(
+            network, tokenizer, data.train, calibration.examples, calibration.count_all, task.max_length
+        )
     if cluster is not None:
         del network  # its weights are read from the folder, as they are needed
         report = compress_checkpoint(model, output, config, calibration=collected, cluster=cluster, workers=workers)
@@ -125,6 +128,8 @@ def finetune_stage(
     check_plan(work, plan)
     trained_on = data.train.hold_out(tuning.hold_out, tuning.seeds[0])[0] if tuning.hold_out else data.train
     teacher = open_model(tuning.teacher).to(here.device) if tuning.teacher is not None else None
+    if teacher is not None and not _has_head(teacher):
+        _check_vectors_are_wanted(teacher, open_model(model), data.task)
     runs: list[dict[str, Any]] = []
     for seed in tuning.seeds:
         done = work / f"seed-{seed}.json"
@@ -132,14 +137,15 @@ def finetune_stage(
             runs.append(json.loads(done.read_text()))
             here.say(f"seed {seed}: finished before, {data.task.metric} {runs[-1]['score']:.4f}")
             continue
-        network = open_model(model).to(here.device)
+        network = _to_train(here, open_model(model)).to(here.device)
         if teacher is None or _has_head(teacher):  # else it learns the teacher's sentence vectors, and has none either
             network = with_head(network, data.task, seed=seed)
         if tuning.lfa:
             freeze_central(network)
         if not runs:
             here.say(str(parameter_report(network)))
-        write_plan(work, plan)
+        if here.is_main:
+            write_plan(work, plan)
         log = finetune_model(
             network,
             tokenizer,
@@ -236,11 +242,11 @@ def squeeze_stage(
     data = read_task(task)
     rest, chooser = data.train.hold_out(squeezing.hold_out, squeezing.seed)
     tokenizer = open_tokenizer(model)
-    network = with_head(open_model(model), data.task, seed=squeezing.seed).to(here.device)
+    network = with_head(_to_train(here, open_model(model)), data.task, seed=squeezing.seed).to(here.device)
     freeze_central(network)
     calibration = None
     if squeezing.examples:
-        calibration = calibrate_on(network, tokenizer, rest, squeezing.examples, count_all=True)
+        calibration = calibrate_on(network, tokenizer, rest, squeezing.examples, True, task.max_length)
     work = output.with_name(f".{output.name}.squeezing")
     plan = {"model": str(model), "model_written": _written(model), **plain(task), **plain(squeezing)}
     check_plan(work, plan)
@@ -354,6 +360,24 @@ def _has_head(model: nn.Module) -> bool:
     return type(model).__name__.endswith("ForSequenceClassification")
 
 
+def _check_vectors_are_wanted(teacher: nn.Module, student: nn.Module, task: Task) -> None:
+    """Refuse a teacher without a head, which has only sentence vectors to teach, where a head is to learn."""
+    if _has_head(student) or not (task.is_regression and len(task.columns) == 2):
+        raise ValueError(
+            f"teacher: a {type(teacher).__name__} has no classification head, so its sentence vectors are learned; "
+            f"they serve a regression on pairs, by a model without a head; fine-tune the teacher on {task.name} first"
+        )
+
+
+def _to_train(here: Session, model: Any) -> Any:
+    """In single precision: small steps would be rounded away in 16 bits."""
+    kinds = {parameter.dtype for parameter in model.parameters()}
+    if kinds & {torch.float16, torch.bfloat16}:
+        here.say(f"trains, and saves, in float32; the model was in {', '.join(sorted(map(str, kinds)))}")
+        model = model.float()
+    return model
+
+
 def _size(model: nn.Module) -> dict[str, int]:
     return {"parameters": parameter_report(model).total, "mpo_weights": sum(1 for _ in mpo_layers(model))}
 
@@ -382,14 +406,16 @@ def _read_log(work: Path) -> SqueezeLog | None:
     return SqueezeLog.from_dict(json.loads(record.read_text(encoding="utf-8"))) if record.is_file() else None
 
 
-def calibrate_on(network: nn.Module, tokenizer: Any, train: Split, examples: int, count_all: bool) -> Calibration:
-    """Covariances from examples spread over the training file, token counts from all of it."""
+def calibrate_on(
+    network: nn.Module, tokenizer: Any, train: Split, examples: int, count_all: bool, max_length: int
+) -> Calibration:
+    """Covariances from examples spread over the training file, token counts from all of it; pairs as two texts."""
     chosen = [(text,) for texts in train.spread(min(examples, len(train))).texts for text in texts]
-    calibration = calibrate(network, token_batches(network, tokenizer, chosen))
-    if count_all:
+    calibration = calibrate(network, token_batches(network, tokenizer, chosen, max_length=max_length))
+    if count_all and calibration.input_embedding in calibration.token_counts:
         everything = [(text,) for texts in train.texts for text in texts]
         others = list((Counter(everything) - Counter(chosen)).elements())  # the chosen ones are counted already
-        calibration.count_tokens(token_batches(network, tokenizer, others, batch_size=512))
+        calibration.count_tokens(token_batches(network, tokenizer, others, batch_size=512, max_length=max_length))
     return calibration
 
 

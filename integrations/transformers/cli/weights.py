@@ -137,8 +137,9 @@ def inspect(
         how = CalibrationSettings(examples=examples, count_all=count_all)
         network = open_model(model).to(here.device)
         calibration = None
-        if data is not None:
-            calibration = calibrate_on(network, open_tokenizer(model), data.train, how.examples, how.count_all)
+        if data is not None and texts is not None:
+            tokenizer = open_tokenizer(model)
+            calibration = calibrate_on(network, tokenizer, data.train, how.examples, how.count_all, texts.max_length)
         found = inspect_model(network, config, calibration, interleaved=interleaved)
         chosen = [_layer(found, name) for name in layer or ()]
         here.answer = found.to_dict()
