@@ -73,24 +73,30 @@ def replica(rank, address, answers):
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=address, rank=rank, world_size=2)
     try:
-        layer = build(execution="dense")
-        for site in layer.central:
-            layer.cores[site].requires_grad_(False)
-        with torch.no_grad():
-            for core in layer.cores:
-                core.add_(rank)
-        layer(vectors(layer))  # cached before the first process sends its cores
-        model = nn.parallel.DistributedDataParallel(layer)
-        assert_fresh(layer)
-        optimizer = torch.optim.AdamW([p for p in layer.parameters() if p.requires_grad], lr=0.05, fused=True)
-        for step in range(3):
-            x = vectors(layer, 8, seed=step).chunk(2)[rank]
-            with model.no_sync():
-                model(x[:2]).square().mean().backward()
-            model(x[2:]).square().mean().backward()
-            optimizer.step()
-            optimizer.zero_grad()
-            assert_fresh(layer)
-        answers.put((rank, {name: value.numpy().copy() for name, value in layer.state_dict().items()}))
+        state = trained_replica(rank)  # what holds the group is gone before it: torch aborts in some orders
+        dist.barrier()
     finally:
         dist.destroy_process_group()
+    answers.put((rank, state))
+
+
+def trained_replica(rank):
+    layer = build(execution="dense")
+    for site in layer.central:
+        layer.cores[site].requires_grad_(False)
+    with torch.no_grad():
+        for core in layer.cores:
+            core.add_(rank)
+    layer(vectors(layer))  # cached before the first process sends its cores
+    model = nn.parallel.DistributedDataParallel(layer)
+    assert_fresh(layer)
+    optimizer = torch.optim.AdamW([p for p in layer.parameters() if p.requires_grad], lr=0.05, fused=True)
+    for step in range(3):
+        x = vectors(layer, 8, seed=step).chunk(2)[rank]
+        with model.no_sync():
+            model(x[:2]).square().mean().backward()
+        model(x[2:]).square().mean().backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        assert_fresh(layer)
+    return {name: value.numpy().copy() for name, value in layer.state_dict().items()}
