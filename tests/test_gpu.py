@@ -112,6 +112,8 @@ def test_sketches_and_derivatives():
     here = tnmpo.randomized_decompose(low.to(DEVICE), SHAPE, 4)
     close(tnmpo.randomized_decompose(low.to(DEVICE), tnmpo.MPOShape.low_rank(W.shape), 4).to_matrix(), low)
     assert {core.device.type for core in here.cores} == {DEVICE}
+    there = tnmpo.randomized_decompose(low, SHAPE, 4)
+    assert here.truncation.error == pytest.approx(there.truncation.error, rel=1e-6)
     gradients = []
     for place in (DEVICE, "cpu"):
         leaf = W.to(place).requires_grad_()
@@ -210,12 +212,18 @@ def test_what_one_stream_has_written_another_waits_for(kind):
         expected = layer.cpu()(x.cpu())
         layer.to(DEVICE)
         one, other = torch.cuda.Stream(), torch.cuda.Stream()
+        for stream in (one, other):  # what a first call loads and allocates would wait for the device
+            with torch.cuda.stream(stream):
+                layer.refresh()
+                layer(x)
+        layer.refresh()
         torch.cuda.synchronize()
         with torch.cuda.stream(one):
             torch.cuda._sleep(200_000_000)  # clock cycles: the weight is there a tenth of a second later
             layer(x)
         with torch.cuda.stream(other):
             answer = layer(x)
+        assert not one.query()  # still asleep when the other asked
         other.synchronize()
     close(answer, expected, torch.float32)
 

@@ -244,8 +244,11 @@ def peak(tensor: Array) -> float:
 
 
 def frobenius_norm(tensor: Array) -> float:
-    """The square root of the sum of all squares, in double precision at any scale, on the device of ``tensor``."""
-    tensor = at_hand(detach(tensor))
+    """The square root of the sum of all squares, in double precision at any scale, on the device of ``tensor``.
+
+    Of jax on the host: on a device it may have no double precision.
+    """
+    tensor = as_numpy(tensor) if is_jax(tensor) else at_hand(detach(tensor))
     largest = peak(tensor)
     if largest == 0:
         return 0.0

@@ -164,12 +164,14 @@ class _Entry:
         if self.dtype not in self.nodes:
             self.nodes[self.dtype] = _Contraction.apply(self, *self.state.cores)
         if dtype not in self.nodes:
-            self.nodes[dtype] = self.nodes[self.dtype].to(dtype)
-            self._keep(dtype, self.nodes[dtype].detach())  # one copy serves both
+            node = self.nodes[self.dtype].to(dtype)
+            self._keep(dtype, node.detach())  # one copy serves both
+            self.nodes[dtype] = node  # last: another thread may look
         return self.nodes[dtype]
 
     def _keep(self, dtype: torch.dtype, values: Tensor) -> None:
-        self.values[dtype], self.written[dtype] = values, Written(values)
+        self.written[dtype] = Written(values)
+        self.values[dtype] = values
 
 
 class _Contraction(torch.autograd.Function):

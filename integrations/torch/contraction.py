@@ -47,9 +47,10 @@ def constant(function: Callable[..., Any]) -> Callable[..., Any]:
 
 def shapes_of(cores: Sequence[Tensor]) -> Shapes:
     """The (r, i, j, r') of every core."""
-    if not torch.compiler.is_compiling() and torch._C._is_tracing():  # torch.jit.trace makes tensors of sizes
-        return tuple([tuple(map(int, core.shape)) for core in cores])
-    return tuple([core.shape for core in cores])
+    shapes = tuple([core.shape for core in cores])
+    if not torch.compiler.is_compiling() and type(shapes[0][3]) is not int:  # a tracer's tensors or symbols
+        return tuple([tuple(map(int, shape)) for shape in shapes])
+    return shapes
 
 
 def mpo_shape(shapes: Shapes) -> tnmpo.MPOShape:

@@ -29,31 +29,33 @@ class KeptTables:
     """The tables of one layer, for as long as its cores keep their values. Copies begin empty."""
 
     def __init__(self) -> None:
-        self._state: CoreState | None = None
-        self._tables: Tables | None = None
-        self._written: Written | None = None
+        self._kept: tuple[CoreState, Written, Tables] | None = None
 
     def __reduce__(self) -> tuple[type[KeptTables], tuple[()]]:
         return KeptTables, ()
 
     def of(self, cores: Sequence[Tensor], cuts: Cuts) -> Tables:
         """The tables without gradients, contracted if a core has changed."""
-        if self._tables is None or self._written is None or self._state is None or not self._state.is_that_of(cores):
+        kept = self._kept
+        if kept is None or not kept[0].is_that_of(cores):
             # not inference tensors, which no later backward could use
             with torch.inference_mode(False), torch.no_grad():
                 left, right = contract_tables(cores, cuts)
-                self._tables = left, right.contiguous() if right.shape[0] > 1 else right
-            self._state, self._written = CoreState(cores), Written(left)
-        self._written.read(*self._tables)
-        return self._tables
+                right = right.contiguous() if right.shape[0] > 1 else right
+            kept = CoreState(cores), Written(left), (left, right)
+            self._kept = kept  # at once: another thread may look
+        _, written, tables = kept
+        written.read(*tables)
+        return tables
 
     @property
     def nbytes(self) -> int:
         """The memory that is held besides that of the cores."""
-        if self._tables is None or self._state is None:
+        if self._kept is None:
             return 0
-        of_cores = {core.untyped_storage().data_ptr() for core in self._state.cores}
-        storages = [table.untyped_storage() for table in self._tables]
+        state, _, tables = self._kept
+        of_cores = {core.untyped_storage().data_ptr() for core in state.cores}
+        storages = [table.untyped_storage() for table in tables]
         return sum(storage.nbytes() for storage in storages if storage.data_ptr() not in of_cores)
 
 

@@ -43,7 +43,8 @@ class MPOConfig(QuantizationConfigMixin):
     rank_multiple : int
         Bonds of low-rank matrices that ``ratio`` or ``tol`` choose are multiples of it, rounded down for a ``ratio``
         and up for a ``tol``, where there is room. 8 is what the tensor cores of a GPU want of 16-bit numbers: two
-        products with a bond of 152 took a quarter of the time of those with 153 (H100, 4,096 tokens).
+        forward products with a bond of 152 took a quarter of the time of those with 153 (H100, CUDA graph, 4,096
+        tokens).
     order : int
         Sites of an interleaved MPO. With 5, the paper's shapes are used where it has one.
     target_modules : str or list of str, optional

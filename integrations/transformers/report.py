@@ -252,9 +252,9 @@ class CompressionReport:
             times = [module.relative_time or 0.0 for module in late]
             span = f"{min(times):.1f}x to {max(times):.1f}x"
             yield f"slower than dense all the same: {len(late)} of them, about {span} the time at {_SPEED_BATCH} tokens"
-            yield "  (products so small that this device spends the time on starting them, but not in larger batches)"
+            yield "  (products so small that this device spends the time on starting them)"
             if any(module.cached_bytes for module in late):
-                yield "  interleaved ones in calls that contract their cores; a weight that is kept is as fast as dense"
+                yield "  interleaved ones in calls that contract their cores; a kept weight is one product, as dense"
         if slow:
             line = f"slower than dense: {len(slow)} of {len(linear)} linear layers, {_range(slow)} the FLOPs "
             if all(module.cached_bytes for module in slow):

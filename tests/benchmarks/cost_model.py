@@ -1,8 +1,9 @@
 """Does ``MPOLinear`` choose its execution well? Every execution is timed in evaluation over a grid of shapes, caps and
 batch sizes (two sites: low rank); *cached* has the dense weight at hand, *rebuilt* contracts the cores at every call
 (``cache=False``). The cells are in ``tests/benchmarks/cost_model.json`` and, on a GPU in float32 and bfloat16, in
-``cost_model_cuda.json``, for the model to be fitted to. On a GPU a low-rank layer never keeps a dense weight, which at
-small batches would be faster: the memory is what it is for, and most cells of *cached* that are wrong there are these.
+``cost_model_cuda.json``, for the model to be fitted to. On a GPU a low-rank layer of fewer FLOPs than dense keeps no
+dense weight, which would often be faster: the memory is what it is for, and the cells of *cached* that are wrong there
+are these.
 """
 
 from __future__ import annotations

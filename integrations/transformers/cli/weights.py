@@ -47,7 +47,7 @@ def compress(
     tol: Tol = None,
     shape: Shape = "auto",
     rank_multiple: Annotated[
-        int, typer.Option(help="Low-rank bonds that a ratio or tol chooses are multiples of it; 8 is fast on GPUs.")
+        int, typer.Option(help="Low-rank bonds that a ratio or tol chooses are multiples of it; 8 for 16 bits on GPUs.")
     ] = 1,
     order: Order = 5,
     target: Target = None,
