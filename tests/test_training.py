@@ -343,6 +343,13 @@ def test_a_head_is_kept_but_that_of_the_pre_training(model, kind, tmp_path):
     assert type(open_model(tmp_path, as_stored=True)) is type(model())
 
 
+def test_a_file_names_classes_of_models_alone(tmp_path):
+    bert(**WORDS).save_pretrained(tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps({**config, "architectures": ["BertTokenizer"]}))
+    assert type(open_model(tmp_path)).__name__ == "BertModel"
+
+
 @pytest.mark.parametrize("compressed", [False, True])
 @pytest.mark.parametrize("kind", ["BertForMaskedLM", "BertForTokenClassification"])
 def test_another_head_gives_way_to_that_of_the_task(kind, compressed, tmp_path):

@@ -110,10 +110,9 @@ def contraction_plan(shape: Any, ranks: Sequence[int], batch: int = 1) -> Contra
     Notes
     -----
     A multiplication with its addition counts as two FLOPs. FLOPs alone flatter trains of many small cores, whose
-    products are short and whose axes change places between them; so the choice counts moved numbers too, and on a GPU
-    the start of every product. The orders
-    are opt_einsum's (Smith and Gray, JOSS 2018), remembered: up to 10 sites the best ones, by dynamic programming, else
-    good ones.
+    products are short and whose axes change places between them; so the choice counts moved numbers too, and, where
+    ``faster`` is told what it takes, the start of every product. The orders are opt_einsum's (Smith and Gray, JOSS
+    2018), remembered: up to 10 sites the best ones, by dynamic programming, else good ones.
 
     Examples
     --------

@@ -162,10 +162,16 @@ def _copy(file: Path, target: Path) -> None:
 
 def class_named(name: str) -> Any:
     """The model class of transformers with that name; a file cannot name anything else."""
-    found = getattr(transformers, name, None)
-    if not (isinstance(found, type) and issubclass(found, transformers.PreTrainedModel)):
+    found = known_class(name)
+    if found is None:
         raise ValueError(f"folder: its config.json names the class {name!r}, which transformers does not have")
     return found
+
+
+def known_class(name: str) -> Any:
+    """The same, or None."""
+    found = getattr(transformers, name, None)
+    return found if isinstance(found, type) and issubclass(found, transformers.PreTrainedModel) else None
 
 
 def model_card(model: transformers.PreTrainedModel) -> ModelCard:

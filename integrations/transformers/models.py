@@ -8,7 +8,7 @@ from typing import Any
 import torch
 import transformers
 
-from .checkpoint import is_checkpoint, load
+from .checkpoint import is_checkpoint, known_class, load
 from .quantizer import attach
 from .tasks import Task
 
@@ -38,10 +38,9 @@ def open_model(name: str | Path, *, as_stored: bool = False) -> Any:
     try:
         config = transformers.AutoConfig.from_pretrained(name)
         stored = (config.architectures or ["none"])[0]
-        cls: Any = getattr(transformers, stored, transformers.AutoModel)
-        if stored.endswith(_PRETRAINING) and not as_stored:
-            cls = transformers.AutoModel
-        return cls.from_pretrained(name)
+        is_replaced = stored.endswith(_PRETRAINING) and not as_stored
+        cls: Any = None if is_replaced else known_class(stored)
+        return (cls or transformers.AutoModel).from_pretrained(name)
     except (OSError, ValueError) as error:
         raise ValueError(
             f"model: {name} is neither a folder with a model nor a name on the hub: {_first_line(error)}"
